@@ -1,0 +1,1 @@
+"""Bodies of envelopes, one module per subject. Fields are only ever added; unknown ones are ignored."""
