@@ -1,0 +1,45 @@
+# Garrison: `make demo` shows the main job, `make test` runs all tests; both set up everything they need first.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-install check lint bench clean
+
+help: ## Show this help
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## Install everything into .venv, and Mosquitto into .broker where the system has none
+
+# The broker comes first: if it cannot be had, nothing is built before saying so.
+$(STAMP): pyproject.toml constraints.txt scripts/setup.sh scripts/broker.sh
+	@scripts/broker.sh
+	@PYTHON="$(PYTHON)" VENV="$(VENV)" scripts/setup.sh
+	@touch $@
+
+demo: $(STAMP) ## Run the main job, end to end, on real parts (KEEP=1 leaves it running)
+	@scripts/broker.sh
+	@$(BIN)/python -m demo $(if $(KEEP),--keep)
+
+test: $(STAMP) ## Run all tests
+	@scripts/broker.sh
+	@$(BIN)/python -m pytest
+
+test-install: $(STAMP) ## Boot a real systemd in a container and install the agent there (needs root)
+	@scripts/broker.sh
+	@$(BIN)/python -m tests.install
+
+check: $(STAMP) ## Lint, types, and import rules
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+bench: $(STAMP) ## Measure against the budgets of docs/performance.md
+	@scripts/broker.sh
+	@$(BIN)/python -m bench
+
+clean: ## Remove everything that the other targets made inside the checkout
+	rm -rf $(VENV) .broker .demo .cache
