@@ -94,7 +94,6 @@ def check(entry: Entry, *, device: str, epoch: str, seq: int, previous: str | No
         return f"sequence {header.get('n')} stands where {seq} is due"
     if previous is not None and header.get("p") != previous:
         return "the entry does not follow the one before it"
-    if entry.body is not None:
-        if entry.salt is None or commitment(entry.salt, entry.body) != header.get("c"):
-            return "the body was altered: it does not match the header's commitment"
+    if entry.body is not None and (entry.salt is None or commitment(entry.salt, entry.body) != header.get("c")):
+        return "the body was altered: it does not match the header's commitment"
     return None

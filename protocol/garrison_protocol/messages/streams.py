@@ -24,11 +24,16 @@ class Row(Part):
 
 
 class Batch(Message):
-    """Consecutive rows of one stream within one epoch, the first of them numbered ``first`` (from 1)."""
+    """Consecutive rows of one stream within one epoch, the first of them numbered ``first`` (from 1).
+
+    ``dropped`` counts the rows directly before ``first`` that the board thinned by policy and can never send (its
+    audit chain says so): a gap of that size is no reason to ask again. Audit rows are never dropped.
+    """
 
     stream: Stream
     epoch: str = Field(pattern=EPOCH_PATTERN)
     first: int = Field(ge=1)
+    dropped: int = Field(default=0, ge=0)
     rows: tuple[Row, ...] = Field(min_length=1, max_length=MAX_ROWS)
 
 
