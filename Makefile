@@ -29,7 +29,7 @@ test: $(STAMP) ## Run all tests
 
 test-install: $(STAMP) ## Boot a real systemd in a container and install the agent there (needs root)
 	@scripts/broker.sh
-	@$(BIN)/python -m tests.install
+	@$(BIN)/python -m pytest tests/install -p no:cacheprovider
 
 check: $(STAMP) ## Lint, types, and import rules
 	@$(BIN)/ruff check

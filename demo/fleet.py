@@ -11,7 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -248,8 +248,8 @@ class Fleet:
             alive=[self.controller],
         )
 
-    def create_principals(self, roles: dict[str, Sequence[str]]) -> None:
-        """Create the first security-admin on the console, and through it everybody else, with roles on the whole fleet."""
+    def create_principals(self, roles: Mapping[str, Sequence[str]]) -> None:
+        """Create the first security-admin on the console, and through it everybody else, for the whole fleet."""
         self.tokens["sven"] = self.json("access", "bootstrap", "sven", "--config", str(self.config))["token"]
         for name, granted in roles.items():
             self.garrison("access", "principal", "create", name, who="sven")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
 import time
@@ -9,15 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from demo.damage import damage_gguf
 from rich.table import Table
 
-from demo.damage import damage_gguf
 from demo.evidence import Comparison, compare
 from demo.file_types import FileTypes
 from demo.fleet import ROOT_SIGNERS, TARGETS_SIGNERS, Board, Fleet
 from demo.packages import magika_file, pack, smollm2_file
 from demo.processes import StepError, is_open, wait_for
-from demo.screen import note, watch
+from demo.screen import console, note, watch
 
 CHAT = "smollm2"
 FILES = "magika"
@@ -139,7 +140,10 @@ class MainJob:
         second_began = min(one["assigned_at"] for one in targets if one["group"] == "rest")
         if second_began < first_done:
             raise StepError("the second group began before the first had succeeded", self.fleet.controller.log)
-        return f"2 models ACTIVE on {len(targets)} boards; group rest began at {second_began[11:19]}, canary ended {first_done[11:19]}"
+        return (
+            f"2 models ACTIVE on {len(targets)} boards; canary ended at {first_done[11:19]}, "
+            f"group rest began at {second_began[11:19]}"
+        )
 
     def use(self) -> str:
         """Step 7."""
@@ -184,7 +188,10 @@ class MainJob:
         grown = [f"{b.name} {self.pending_before[b.name]}->{b.pending()}" for b in fleet.boards]
         if any(board.pending() <= self.pending_before[board.name] for board in fleet.boards):
             raise StepError(f"an outbox did not grow: {grown}", victim.log)
-        return f"{answers} answers offline; {victim.name} killed with SIGKILL and serving again; outbox rows {', '.join(grown)}"
+        return (
+            f"{answers} answers offline; {victim.name} killed with SIGKILL and serving again; "
+            f"outbox rows {', '.join(grown)}"
+        )
 
     def reunite(self) -> str:
         """Step 9."""
@@ -197,8 +204,6 @@ class MainJob:
         for row in rows:
             table.add_row(row.board, row.stream, *map(str, (row.sent, row.received, row.duplicates, row.missing)))
         note("rows by (epoch, seq, hash): board's database against the controller's")
-        from demo.screen import console  # noqa: PLC0415
-
         console.print(table)
         if not all(row.exact for row in rows):
             raise StepError("a row is missing or stands twice", fleet.controller.log)
@@ -236,7 +241,10 @@ class MainJob:
         if found.returncode == 0 or str(seq) not in found.stdout + found.stderr:
             raise StepError(f"an altered entry (seq {seq}) was not named: {found.stdout}{found.stderr}")
         rows = sum(one["rows"] for one in verified["streams"])
-        return f"{len(verified['streams'])} chains, {rows} entries verified; altered entry {self.canary.name}/audit/{seq} named"
+        return (
+            f"{len(verified['streams'])} chains, {rows} entries verified; "
+            f"altered entry {self.canary.name}/audit/{seq} named"
+        )
 
     def _all_online(self) -> bool:
         devices = self.fleet.json("device", "list", who="dora")
@@ -269,7 +277,7 @@ class MainJob:
         return table
 
     def _classify(self, board: Board) -> dict[Path, str]:
-        import magika  # noqa: PLC0415
+        import magika
 
         reference = magika.Magika()
         client = FileTypes(board.url, FILES)
@@ -315,8 +323,6 @@ class MainJob:
             file.seek(before.st_size // 2)
             file.write(bytes([byte ^ 1]))
         blob.chmod(before.st_mode)
-        import os  # noqa: PLC0415
-
         os.utime(blob, ns=(before.st_atime_ns, before.st_mtime_ns))
         refused = board.try_run("model", "load", CHAT)
         wait_for(f"{board.name}'s repair", lambda: bool(board.alias(CHAT).get("loaded")), timeout_s=90, log=board.log)
@@ -379,7 +385,7 @@ def chat(board: Board, question: str, *, max_tokens: int = 48) -> tuple[str, int
     Raises:
         StepError: No answer came.
     """
-    import openai  # noqa: PLC0415
+    import openai
 
     client = openai.OpenAI(base_url=f"{board.url}/v1", api_key="none", max_retries=0, timeout=120)
     began = time.monotonic()
