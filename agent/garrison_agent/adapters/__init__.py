@@ -1,0 +1,1 @@
+"""Adapters to the world outside: disk, broker, controller, sensors, systemd. Constructed only in ``wiring``."""

@@ -1,0 +1,278 @@
+"""What the API asks of the owner thread, and the JSON-able answers.
+
+Each command is posted as an event; its ``concurrent.futures.Future`` is set by the owner, once, to the result named
+in the command's docstring or to a ``GarrisonError``. The API never cancels a command's future: a client that went
+away leaves the answer unread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, TypedDict
+
+from garrison_protocol.errors import NotFoundError
+from garrison_protocol.manifest import Manifest, Variant
+
+
+class RegistryStatus(TypedDict):
+    """Which registry metadata the board trusts: ``Freshness`` and the TUF versions."""
+
+    freshness: str
+    root: int
+    timestamp: int
+    snapshot: int
+    targets: int
+
+
+class DesiredStatus(TypedDict):
+    """The desired state that the board applied last; counter 0 and None before the first."""
+
+    counter: int
+    sha256: str | None
+
+
+class AliasStatus(TypedDict):
+    """One alias: its newest deployment, and what serves. ``package`` and ``serving`` are ``<name>:<version>``."""
+
+    alias: str
+    package: str
+    version: str
+    state: str
+    loaded: bool
+    serving: str | None
+    serving_since: int | None
+    """Unix seconds since when the serving package has been in service."""
+    rollout: str
+    variant: str | None
+    error_code: str | None
+    error_message: str | None
+    progress_bytes: int
+    total_bytes: int
+    endpoint: str | None
+    """Path under which it answers: ``/v1`` for text, ``/v2/models/<alias>`` for tensors; None: nothing serves."""
+
+
+class StreamStatus(TypedDict):
+    """One upward stream: newest row, last row covered by a signed receipt, and rows not covered."""
+
+    epoch: str
+    last: int
+    acked: int
+    pending: int
+
+
+class CacheStatus(TypedDict):
+    """Disk space of the model store, in MiB."""
+
+    used_mb: int
+    free_mb: int
+
+
+class StatusView(TypedDict):
+    """Everything ``garrison-agent status`` shows. ``started_at`` is Unix seconds; ``health`` holds integers only."""
+
+    device: str
+    version: str
+    started_at: int
+    pid: int
+    connected: bool
+    broker: str
+    """``host:port``; empty on a board that is not enrolled."""
+    registry: RegistryStatus
+    desired: DesiredStatus
+    aliases: list[AliasStatus]
+    outbox: dict[str, StreamStatus]
+    health: dict[str, int]
+    """The newest telemetry facts by name (``rss_mb``, ``mem_used_mb``, ``cpu_permille``, ...)."""
+    refused: dict[str, int]
+    """Messages refused, by error code."""
+    cache: CacheStatus
+
+
+class ModelView(TypedDict):
+    """A package that this board holds or is fetching; names follow Foundry Local's catalog."""
+
+    id: str
+    name: str
+    version: str
+    alias: str
+    display_name: str
+    publisher: str
+    license: str
+    license_description: str
+    task: str
+    engine: str
+    device_type: str
+    execution_provider: str
+    variant: str
+    quantization: str
+    file_size_mb: float
+    memory_mb: int
+    parameter_count: int
+    context_length: int
+    max_output_tokens: int
+    supports_tool_calling: bool
+    input_modalities: list[str]
+    output_modalities: list[str]
+    capabilities: list[str]
+    evaluation_cases: int
+    min_accuracy: float
+    manifest_sha256: str
+    state: str
+    serving: bool
+    loaded: bool
+
+
+class LoadResult(TypedDict):
+    """The model is loaded now; ``outcome`` tells whether this call did it."""
+
+    id: str
+    alias: str
+    outcome: Literal["loaded", "already_loaded"]
+
+
+class UnloadResult(TypedDict):
+    """The model's worker has ended; ``outcome`` tells whether this call did it."""
+
+    id: str
+    alias: str
+    outcome: Literal["unloaded", "not_loaded"]
+
+
+class CacheEntry(TypedDict):
+    """One installed package. ``state`` is ``serving``, ``loaded``, ``previous``, ``installing``, or ``unused``."""
+
+    id: str
+    variant: str
+    size_bytes: int
+    state: str
+    in_use: bool
+    """In use: ``cache remove`` refuses it."""
+    path: str
+    """The folder that holds the package's manifest."""
+
+
+class CacheView(TypedDict):
+    """The model store. ``location`` is its root folder."""
+
+    location: str
+    used_mb: int
+    free_mb: int
+    entries: list[CacheEntry]
+
+
+class RemoveResult(TypedDict):
+    """The package is gone; files that other packages share stay and are not counted."""
+
+    id: str
+    freed_bytes: int
+
+
+class Check(TypedDict):
+    """One finding of ``doctor``. ``fix`` says what to do; empty when the outcome is ``ok``."""
+
+    name: str
+    outcome: Literal["ok", "warn", "fail"]
+    detail: str
+    fix: str
+
+
+@dataclass(frozen=True)
+class GetStatus:
+    """Answered with a ``StatusView``."""
+
+
+@dataclass(frozen=True)
+class ListModels:
+    """Answered with ``list[ModelView]``, every package that is desired, serving, or installed."""
+
+
+@dataclass(frozen=True)
+class LoadModel:
+    """Answered with a ``LoadResult`` once the worker is ready to serve.
+
+    ``name`` is an alias, ``<name>:<version>``, or a package name. Any number may wait for one load. Errors:
+    ``model.unknown`` (NotFoundError), ``model.not_installed`` (ConflictError), and what loading failed with.
+    """
+
+    name: str
+
+
+@dataclass(frozen=True)
+class UnloadModel:
+    """Answered with an ``UnloadResult`` once the worker has ended. Errors: ``model.unknown``, ``model.busy``."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class ListCache:
+    """Answered with a ``CacheView``."""
+
+
+@dataclass(frozen=True)
+class RemoveFromCache:
+    """Answered with a ``RemoveResult``. Errors: ``model.unknown`` (NotFoundError), ``cache.in_use`` (ConflictError)."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Answered with ``list[Check]``: what only the running agent knows."""
+
+
+Command: TypeAlias = GetStatus | ListModels | LoadModel | UnloadModel | ListCache | RemoveFromCache | Doctor
+
+Post: TypeAlias = Callable[[Command], "Future[object]"]
+"""Hands a command to the owner thread; callable from any thread, never blocks."""
+
+
+def model_view(
+    manifest: Manifest, variant: Variant, *, alias: str, manifest_sha256: str, state: str, serving: bool, loaded: bool
+) -> ModelView:
+    """Return the view of ``manifest`` as built in ``variant``. ``state`` is a deployment state or ``INSTALLED``."""
+    return ModelView(
+        id=manifest.id,
+        name=manifest.name,
+        version=manifest.version,
+        alias=alias,
+        display_name=manifest.display_name,
+        publisher=manifest.publisher,
+        license=manifest.license,
+        license_description=manifest.license_description,
+        task=manifest.task,
+        engine=variant.runtime.engine.value,
+        device_type=variant.runtime.device_type.value,
+        execution_provider=variant.runtime.execution_provider,
+        variant=variant.name,
+        quantization=variant.quantization,
+        file_size_mb=round(variant.size_bytes / (1024 * 1024), 1),
+        memory_mb=variant.memory_mb,
+        parameter_count=manifest.parameter_count,
+        context_length=manifest.context_length,
+        max_output_tokens=manifest.max_output_tokens,
+        supports_tool_calling=manifest.supports_tool_calling,
+        input_modalities=list(manifest.input_modalities),
+        output_modalities=list(manifest.output_modalities),
+        capabilities=list(manifest.capabilities),
+        evaluation_cases=len(manifest.evaluation.cases),
+        min_accuracy=manifest.evaluation.min_accuracy,
+        manifest_sha256=manifest_sha256,
+        state=state,
+        serving=serving,
+        loaded=loaded,
+    )
+
+
+def unknown_model(name: str, known: list[str]) -> NotFoundError:
+    """Return the error for a name that no model answers to; it lists the names that would."""
+    listed = ", ".join(sorted(set(known)))
+    return NotFoundError(
+        "model.unknown",
+        f"no model is called {name!r}",
+        hint=f"known here: {listed}" if listed else "no model is installed here yet; see: garrison-agent status",
+        name=name,
+    )

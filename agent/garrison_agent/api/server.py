@@ -1,0 +1,203 @@
+"""The local API's thread: one event loop, a TCP door on loopback, and a door on a unix socket."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket as sockets
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from garrison_agent.api.access import LOAD_TIMEOUT_S, ModelAccess
+from garrison_agent.api.app import PEER_STATE, LocalApp
+from garrison_agent.api.commands import Post
+from garrison_agent.api.guards import peer_of
+from garrison_agent.api.routes import RouteTable
+from garrison_protocol.errors import GarrisonError, UnavailableError
+
+SOCKET_MODE = 0o660
+_MAX_CONNECTIONS = 128
+_BACKLOG = 64
+_GRACE_S = 3
+
+
+class LocalApi:
+    """Serves the local API until ``stop``.
+
+    ``table`` is called on the API's thread for every request and must only return a reference; ``command`` must only
+    enqueue. ``socket``'s folder must exist; the file is made with mode 0660, so its group decides who may connect.
+    """
+
+    def __init__(
+        self,
+        *,
+        host: str,
+        port: int,
+        tcp_open: bool,
+        socket: Path,
+        table: Callable[[], RouteTable],
+        command: Post,
+        load_timeout_s: float = LOAD_TIMEOUT_S,
+    ) -> None:
+        self._address = (host, port)
+        self._tcp_open = tcp_open
+        self._socket = socket
+        self._endpoints: list[str] = []
+        access = ModelAccess(table, command, load_timeout_s)
+        self._app = LocalApp(access, socket, lambda: self._endpoints)
+        self._servers: list[_Server] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+
+    @property
+    def endpoints(self) -> list[str]:
+        """The URLs of the TCP door, once started; empty when it is off."""
+        return list(self._endpoints)
+
+    def start(self) -> None:
+        """Listen, and return when both doors accept connections.
+
+        Raises:
+            UnavailableError: ``api.port_in_use``, ``api.address_unusable``, or ``api.socket_in_use``.
+        """
+        doors: list[tuple[sockets.socket, type[HttpToolsProtocol]]] = []
+        if self._tcp_open:
+            listener = _listen_tcp(*self._address)
+            host, port = listener.getsockname()[:2]
+            self._endpoints = [f"http://{f'[{host}]' if ':' in host else host}:{port}"]
+            doors.append((listener, HttpToolsProtocol))
+        try:
+            doors.append((_listen_unix(self._socket), _UnixProtocol))
+        except GarrisonError:
+            for listener, _ in doors:
+                listener.close()
+            raise
+        ready = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(doors, ready), name="local-api", daemon=True)
+        self._thread.start()
+        ready.wait()
+
+    def stop(self) -> None:
+        """Stop listening, give open requests a few seconds, and return when the thread has ended."""
+        if self._thread is None or self._loop is None:
+            return
+        self._loop.call_soon_threadsafe(self._request_stop)
+        self._thread.join()
+        self._thread = None
+        self._socket.unlink(missing_ok=True)
+
+    def _request_stop(self) -> None:
+        for server in self._servers:
+            server.stopping.set()
+
+    def _run(self, doors: list[tuple[sockets.socket, type[HttpToolsProtocol]]], ready: threading.Event) -> None:
+        try:
+            asyncio.run(self._serve(doors, ready))
+        finally:
+            ready.set()  # whoever starts us must not wait for ever; the exception reaches threading.excepthook
+
+    async def _serve(self, doors: list[tuple[sockets.socket, type[HttpToolsProtocol]]], ready: threading.Event) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._servers = [_Server(_configure(self._app, protocol)) for _, protocol in doors]
+        ready.set()  # both sockets listen already; the kernel queues connections until they are accepted
+        await asyncio.gather(
+            *(server.serve([listener]) for server, (listener, _) in zip(self._servers, doors, strict=True))
+        )
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its ten wake-ups a second, which would be most of an idle agent's CPU time."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.stopping = asyncio.Event()
+
+    async def main_loop(self) -> None:
+        await self.stopping.wait()
+
+
+class _UnixProtocol(HttpToolsProtocol):
+    """Adds to each request who is at the other end of the socket."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn's own
+        super().connection_made(transport)
+        self.app_state = {**self.app_state, PEER_STATE: peer_of(transport.get_extra_info("socket"))}
+
+
+def _configure(app: LocalApp, protocol: type[HttpToolsProtocol]) -> uvicorn.Config:
+    config: Any = {"app": app, "http": protocol}
+    return uvicorn.Config(
+        **config,
+        loop="asyncio",
+        ws="none",
+        lifespan="off",
+        interface="asgi3",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        date_header=False,
+        limit_concurrency=_MAX_CONNECTIONS,
+        backlog=_BACKLOG,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=_GRACE_S,
+    )
+
+
+def _listen_tcp(host: str, port: int) -> sockets.socket:
+    family = sockets.AF_INET6 if ":" in host else sockets.AF_INET
+    listener = sockets.socket(family, sockets.SOCK_STREAM)
+    try:
+        listener.setsockopt(sockets.SOL_SOCKET, sockets.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        code = "api.port_in_use" if error.errno == errno.EADDRINUSE else "api.address_unusable"
+        raise UnavailableError(
+            code,
+            f"the local API cannot listen on {host}:{port}: {error.strerror}",
+            hint="stop what uses it, or set another [api] port in agent.toml",
+            host=host,
+            port=port,
+        ) from error
+    return listener
+
+
+def _listen_unix(path: Path) -> sockets.socket:
+    if path.is_socket():
+        _remove_stale(path)
+    listener = sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM)
+    try:
+        listener.bind(str(path))
+        path.chmod(SOCKET_MODE)  # before listen(): nobody connects under the umask's mode
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise UnavailableError(
+            "api.address_unusable",
+            f"the local API cannot listen on {path}: {error.strerror or error}",
+            hint="check that runtime_dir in agent.toml exists, is writable, and has a path below 90 bytes",
+            socket=str(path),
+        ) from error
+    return listener
+
+
+def _remove_stale(path: Path) -> None:
+    with sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            path.unlink(missing_ok=True)
+            return
+    raise UnavailableError(
+        "api.socket_in_use",
+        f"another agent answers on {path}",
+        hint="stop it first: systemctl stop garrison-agent",
+        socket=str(path),
+    )

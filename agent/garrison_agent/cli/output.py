@@ -1,0 +1,81 @@
+"""What commands print: JSON for programs, aligned tables and short phrases for people."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+
+from garrison_protocol.errors import GarrisonError
+
+_MIB = 1024 * 1024
+
+
+def print_json(value: object) -> None:
+    """Print ``value`` as indented JSON."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_error(error: GarrisonError, output: str) -> None:
+    """Print ``error`` on standard error: message and hint, or the JSON that REST clients see."""
+    if output == "json":
+        print(json.dumps({"error": error.to_dict()}), file=sys.stderr)
+        return
+    print(f"error: {error.message} [{error.code}]", file=sys.stderr)
+    if error.hint:
+        print(f"  hint: {error.hint}", file=sys.stderr)
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[object]], *, right: Sequence[str] = ()) -> str:
+    """Return an aligned table; columns named in ``right`` are right-aligned. None is shown as ``-``."""
+    cells = [list(heads), *([_cell(value) for value in row] for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(heads))]
+    lines = []
+    for row in cells:
+        parts = [
+            text.rjust(width) if head in right else text.ljust(width)
+            for text, width, head in zip(row, widths, heads, strict=True)
+        ]
+        lines.append("  ".join(parts).rstrip())
+    return "\n".join(lines)
+
+
+def pairs(rows: Sequence[tuple[str, object]]) -> str:
+    """Return ``name  value`` lines with the values aligned."""
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name.ljust(width)}  {_cell(value)}".rstrip() for name, value in rows)
+
+
+def _cell(value: object) -> str:
+    if value is None or value == "":
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)
+
+
+def size(size_bytes: int) -> str:
+    """Return a size in the unit that leaves few digits: ``0.9 MiB``, ``87 MiB``, ``1.4 GiB``."""
+    mib = size_bytes / _MIB
+    if mib >= 1024:
+        return f"{mib / 1024:.1f} GiB"
+    return f"{mib:.1f} MiB" if mib < 10 else f"{mib:.0f} MiB"
+
+
+def duration(seconds: float) -> str:
+    """Return a duration with its two largest units: ``3 d 4 h``, ``12 min 5 s``, ``8 s``."""
+    left = max(0, int(seconds))
+    parts: list[str] = []
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        count, left = divmod(left, length)
+        if count or (unit == "s" and not parts):
+            parts.append(f"{count} {unit}")
+        elif parts:
+            break
+    return " ".join(parts[:2])
+
+
+def moment(unix_seconds: int | None) -> str | None:
+    """Return a time in the local zone, ``2025-03-01 14:05:09``."""
+    return None if unix_seconds is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unix_seconds))

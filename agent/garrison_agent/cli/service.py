@@ -1,0 +1,63 @@
+"""``garrison-agent run`` and ``enroll``, and the shell completion."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from garrison_agent.cli.output import print_json
+from garrison_agent.config import load_config
+from garrison_protocol.errors import GarrisonError, InvalidError, UnavailableError
+
+_OURS = ("garrison_agent", "garrison_protocol")
+
+
+def run_agent(arguments: argparse.Namespace) -> int:
+    """Run the agent in the foreground until SIGTERM or SIGINT."""
+    config = load_config(arguments.config)
+    try:
+        from garrison_agent import wiring
+    except ModuleNotFoundError as error:
+        raise _extra_missing(error) from error
+    return wiring.run_agent(config)
+
+
+def enroll(arguments: argparse.Namespace) -> int:
+    """Make this board's keys and have the controller admit it."""
+    config = load_config(arguments.config)
+    text = sys.stdin.readline().strip() if arguments.string == "-" else arguments.string
+    if not text:
+        raise InvalidError("enrolment.empty", "no enrolment string was given", hint="paste it, or pipe it to enroll -")
+    try:
+        from garrison_agent.adapters.enrolment import enrol
+    except ModuleNotFoundError as error:
+        raise _extra_missing(error) from error
+    identity = enrol(config.state_dir, text)
+    if arguments.output == "json":
+        print_json({"device": identity.device, "url": identity.url, "state_dir": str(config.state_dir)})
+    else:
+        print(f"enrolled as {identity.device} at {identity.url}; keys are in {config.state_dir / 'identity'}")
+        print("next: systemctl restart garrison-agent (or garrison-agent run)")
+    return 0
+
+
+def print_completion(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    """Print the completion script of a shell."""
+    try:
+        import shtab
+    except ModuleNotFoundError as error:
+        raise UnavailableError(
+            "cli.extra_missing", "shell completion needs the package shtab", hint="pip install shtab"
+        ) from error
+    print(shtab.complete(parser, arguments.shell))
+    return 0
+
+
+def _extra_missing(error: ModuleNotFoundError) -> GarrisonError:
+    """Return what to install when a library is missing; a missing module of our own is a bug and stays one."""
+    missing = (error.name or "").partition(".")[0]
+    if missing in _OURS:
+        raise error
+    return UnavailableError(
+        "cli.extra_missing", f"the Python package {missing} is not installed", hint="pip install 'garrison[agent]'"
+    )

@@ -1,0 +1,100 @@
+"""``garrison-agent status``."""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+from garrison_agent.api.commands import AliasStatus, StatusView
+from garrison_agent.cli.client import AgentClient
+from garrison_agent.cli.output import duration, moment, pairs, print_json, size, table
+from garrison_agent.config import load_config
+
+
+def show_status(arguments: argparse.Namespace) -> int:
+    """Print what the running agent says about itself."""
+    view: StatusView = AgentClient(load_config(arguments.config).socket_path).get("status")
+    if arguments.output == "json":
+        print_json(view)
+    else:
+        print(render(view, time.time()))
+    return 0
+
+
+def render(view: StatusView, now: float) -> str:
+    """Return the status as people read it. ``now`` is Unix seconds."""
+    registry, desired, cache = view["registry"], view["desired"], view["cache"]
+    digest = desired["sha256"]
+    blocks = [
+        pairs(
+            [
+                ("device", view["device"]),
+                ("agent", f"{view['version']}, pid {view['pid']}, up {duration(now - view['started_at'])}"),
+                ("broker", _broker(view)),
+                (
+                    "registry",
+                    f"{registry['freshness']} (root {registry['root']}, timestamp {registry['timestamp']}, "
+                    f"snapshot {registry['snapshot']}, targets {registry['targets']})",
+                ),
+                ("desired", f"counter {desired['counter']}" + (f", sha256 {digest[:12]}..." if digest else "")),
+                ("memory", _memory(view["health"])),
+                ("disk", f"models {cache['used_mb']} MiB, free {cache['free_mb']} MiB"),
+                ("refused", ", ".join(f"{code} {count}" for code, count in sorted(view["refused"].items())) or "none"),
+            ]
+        ),
+        _aliases(view["aliases"]),
+        table(
+            ["STREAM", "EPOCH", "LAST", "ACKED", "PENDING"],
+            [
+                (name, stream["epoch"], stream["last"], stream["acked"], stream["pending"])
+                for name, stream in sorted(view["outbox"].items())
+            ],
+            right=["LAST", "ACKED", "PENDING"],
+        ),
+    ]
+    failures = [_failure(alias) for alias in view["aliases"] if alias["error_code"]]
+    return "\n\n".join(blocks + (["\n".join(failures)] if failures else []))
+
+
+def _broker(view: StatusView) -> str:
+    if not view["broker"]:
+        return "none: this board is not enrolled (garrison-agent enroll)"
+    return f"{view['broker']}, {'connected' if view['connected'] else 'not connected'}"
+
+
+def _memory(health: dict[str, int]) -> str:
+    parts = []
+    if "rss_mb" in health:
+        parts.append(f"agent {health['rss_mb']} MiB")
+    if "mem_used_mb" in health and "mem_total_mb" in health:
+        parts.append(f"board {health['mem_used_mb']} of {health['mem_total_mb']} MiB used")
+    return ", ".join(parts) or "not measured yet"
+
+
+def _aliases(aliases: list[AliasStatus]) -> str:
+    if not aliases:
+        return "no models are assigned to this board"
+    rows = [
+        (
+            alias["alias"],
+            alias["package"],
+            _state(alias),
+            alias["loaded"],
+            alias["serving"],
+            moment(alias["serving_since"]),
+            alias["endpoint"],
+        )
+        for alias in aliases
+    ]
+    return table(["ALIAS", "PACKAGE", "STATE", "LOADED", "SERVING", "SINCE", "ENDPOINT"], rows)
+
+
+def _state(alias: AliasStatus) -> str:
+    done, total = alias["progress_bytes"], alias["total_bytes"]
+    if alias["state"] == "DOWNLOADING" and total:
+        return f"DOWNLOADING {100 * done // total} % of {size(total)}"
+    return alias["state"]
+
+
+def _failure(alias: AliasStatus) -> str:
+    return f"{alias['alias']}: {alias['error_message'] or alias['state']} [{alias['error_code']}]"

@@ -1,0 +1,1 @@
+"""The parts of the agent's state, each in one module and changed by the owner thread only."""

@@ -1,0 +1,182 @@
+"""What comes down: opened, checked, and applied or refused, counted, and recorded. Nothing here can end the agent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from garrison_agent.adapters.database import Database
+from garrison_agent.core.desired import Applied, Verdict, judge
+from garrison_agent.core.slot import Now
+from garrison_agent.events import Message
+from garrison_agent.outbox.journal import Journal
+from garrison_agent.owner.deployments import Deployments
+from garrison_agent.owner.trust import Trust
+from garrison_agent.owner.uplink import Uplink
+from garrison_protocol import topics
+from garrison_protocol.canonical import sha256_hex
+from garrison_protocol.envelope import Opened, unseal
+from garrison_protocol.errors import GarrisonError, InvalidError, RefusedError
+from garrison_protocol.messages import desired as desired_state
+from garrison_protocol.messages import streams
+from garrison_protocol.messages.base import parse_message
+from garrison_protocol.states import KeyPurpose, Stream
+
+RECORD_EVERY_S = 60.0
+"""A flood of bad messages is counted, but leaves one audit entry per code in this time."""
+COUNT_EVERY_S = 1.0
+_COUNTER, _DIGEST = "desired.counter", "desired.sha256"
+
+
+class Inbound:
+    """Desired state, receipts, and notices of new metadata. Owner thread only."""
+
+    def __init__(
+        self,
+        *,
+        device: str,
+        database: Database,
+        journal: Journal,
+        trust: Trust,
+        deployments: Deployments,
+        uplink: Uplink,
+        now: Callable[[], Now],
+    ) -> None:
+        self._device = device
+        self._database = database
+        self._journal = journal
+        self._trust = trust
+        self._deployments = deployments
+        self._uplink = uplink
+        self._now = now
+        self.applied = Applied(int(database.get(_COUNTER) or 0), database.get(_DIGEST))
+        rows = database.connection.execute("SELECT code, count FROM refusal").fetchall()
+        self.refused: dict[str, int] = {str(code): int(count) for code, count in rows}
+        """Refused messages by code since the store began."""
+        self._uncounted: set[str] = set()
+        self._counted_at = float("-inf")
+        self._recorded_at: dict[str, float] = {}
+        self._pending: bytes | None = None
+        self._notice: str | None = None
+
+    def handle(self, message: Message) -> None:
+        """Apply one message, or refuse it."""
+        if message.topic == topics.REGISTRY_TIMESTAMP:
+            self._notify(message.payload)
+            return
+        try:
+            topic = topics.parse(message.topic)
+            if topic.device != self._device:
+                raise InvalidError("message.misaddressed", f"a message for {topic.device}", device=topic.device)
+            match topic.kind:
+                case topics.Down.DESIRED:
+                    if message.payload:  # an empty one means that nothing is retained any more
+                        self._desired(message.payload, wait=True)
+                case topics.Down.RECEIPT:
+                    self._receipt(message.payload)
+                case _:
+                    raise InvalidError("topic.unexpected", f"boards send {topic.kind.value}, they do not get it")
+        except GarrisonError as error:
+            self._refuse(error, message.topic)
+
+    def metadata_checked(self, error: GarrisonError | None) -> None:
+        """Judge a desired state again that was signed by a key unknown until now."""
+        if self._pending is None or error is not None:
+            return
+        payload, self._pending = self._pending, None
+        try:
+            self._desired(payload, wait=False)
+        except GarrisonError as refused:
+            self._refuse(refused, topics.down(self._device, topics.Down.DESIRED))
+
+    def count(self) -> None:
+        """Store the counts of refused messages that are not stored yet."""
+        if not self._uncounted:
+            return
+        with self._database.transaction():
+            for code in self._uncounted:
+                self._database.connection.execute(
+                    "INSERT OR REPLACE INTO refusal VALUES (?, ?)", (code, self.refused[code])
+                )
+        self._uncounted.clear()
+        self._counted_at = self._now().monotonic_s
+
+    def _notify(self, payload: bytes) -> None:
+        """Fetch metadata when the notice differs from the last one. It is a hint; nothing in it is believed."""
+        digest = sha256_hex(payload)
+        if payload and digest != self._notice:
+            self._notice = digest
+            self._trust.refresh()
+
+    def _open(self, payload: bytes, purpose: KeyPurpose, kind: str) -> Opened:
+        opened = unseal(payload, self._trust.public_key(purpose))
+        if opened.kind != kind:
+            raise InvalidError("envelope.kind_unexpected", f"a {opened.kind[:40]} message where {kind} is due")
+        return opened
+
+    def _desired(self, payload: bytes, *, wait: bool) -> None:
+        try:
+            opened = self._open(payload, KeyPurpose.DIRECTOR, desired_state.KIND)
+        except RefusedError as error:
+            if wait and error.code == "envelope.key_unknown":
+                self._pending = payload  # the key may be newer than our fleet.json
+                self._trust.refresh()
+                return
+            raise
+        desired = parse_message(desired_state.Desired, opened.body, device=self._device)
+        digest = sha256_hex(opened.body)
+        facts: dict[str, str | int | bool | None] = {"counter": desired.counter, "sha256": digest}
+        match judge(self.applied, desired.counter, digest):
+            case Verdict.REPEATED:
+                return
+            case Verdict.OLDER:
+                raise RefusedError(
+                    "desired.counter_not_newer",
+                    f"desired state {desired.counter} came after {self.applied.counter}",
+                    counter=desired.counter,
+                )
+            case Verdict.CONFLICT:
+                self._record("alarm.desired_conflict", "alarm.desired_conflict", facts)
+                raise RefusedError(
+                    "desired.conflict",
+                    f"there are two desired states with the counter {desired.counter}",
+                    counter=desired.counter,
+                )
+            case Verdict.ACCEPT:
+
+                def store() -> None:
+                    self._database.put(_COUNTER, str(desired.counter))
+                    self._database.put(_DIGEST, digest)
+                    self._journal.append(
+                        Stream.AUDIT,
+                        "desired.accepted",
+                        {**facts, "aliases": len(desired.aliases), "signer": opened.key_id},
+                    )
+
+                self._deployments.apply(desired, store)
+                self.applied = Applied(desired.counter, digest)
+                self._uplink.changed()
+
+    def _receipt(self, payload: bytes) -> None:
+        opened = self._open(payload, KeyPurpose.RECEIPT, streams.RECEIPT_KIND)
+        self._uplink.received(parse_message(streams.Receipt, opened.body, device=self._device))
+
+    def _refuse(self, error: GarrisonError, topic: str) -> None:
+        self.refused[error.code] = self.refused.get(error.code, 0) + 1
+        self._uncounted.add(error.code)
+        kind = "desired.refused" if topic.endswith(f"/{topics.Down.DESIRED.value}") else "message.refused"
+        facts: dict[str, str | int | bool | None] = {
+            "code": error.code,
+            "topic": topic[: topics.MAX_TOPIC_LENGTH],
+            "detail": error.message[:300],
+        }
+        with self._database.transaction():
+            self._record(f"{kind} {error.code}", kind, facts)
+            if self._now().monotonic_s - self._counted_at >= COUNT_EVERY_S:
+                self.count()
+        self._uplink.progressed()
+
+    def _record(self, key: str, kind: str, facts: dict[str, str | int | bool | None]) -> None:
+        now_s = self._now().monotonic_s
+        if now_s - self._recorded_at.get(key, float("-inf")) >= RECORD_EVERY_S:
+            self._recorded_at[key] = now_s
+            self._journal.append(Stream.AUDIT, kind, facts)

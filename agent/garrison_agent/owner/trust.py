@@ -1,0 +1,217 @@
+"""What this board believes about the registry now, and the packages that wait for an answer from it.
+
+One verification runs at a time. Versions and ``fleet.json`` are stored in one transaction, before they count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from pydantic import BaseModel
+
+from garrison_agent.adapters.database import Database
+from garrison_agent.core.slot import Event, JobFailed, MustWait
+from garrison_agent.events import MetadataChecked, Post
+from garrison_agent.outbox.journal import Journal
+from garrison_agent.owner.jobs import Jobs, Work, failure
+from garrison_agent.registry.trust import Refresh, admit
+from garrison_protocol.errors import GarrisonError, RefusedError
+from garrison_protocol.fleet import Fleet, parse_fleet
+from garrison_protocol.manifest import PackageRef, target_path
+from garrison_protocol.messages.report import RegistryView
+from garrison_protocol.states import Freshness, KeyPurpose, Stream, WaitReason
+
+BUILD_FLOOR_S = 1_793_491_200.0
+"""2026-11-01 in Unix seconds: no board runs this version earlier, whatever its clock says."""
+_FLOOR = "time.floor_s"
+_KEPT = "registry.kept"
+_FLEET = "registry.fleet"
+
+
+class _Kept(BaseModel):
+    """The last verified view, as stored."""
+
+    freshness: Freshness
+    root: int
+    timestamp: int
+    snapshot: int
+    targets: int
+    refreshed_at: int
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    attempt: int
+    package: PackageRef
+
+
+Admitted = Callable[[int, PackageRef, bytes], Event]
+"""Takes an attempt, and a package with the manifest that the signers signed; returns the deployment's event."""
+
+
+class Trust:
+    """The registry as this board trusts it. Owner thread only."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        journal: Journal,
+        jobs: Jobs,
+        work: Work,
+        post: Post,
+        wall_s: Callable[[], float],
+    ) -> None:
+        self._database = database
+        self._journal = journal
+        self._jobs = jobs
+        self._work = work
+        self._post = post
+        self._wall_s = wall_s
+        self._floor_s = max(BUILD_FLOOR_S, float(database.get(_FLOOR) or 0))
+        kept, fleet = database.get(_KEPT), database.get(_FLEET)
+        self._kept = None if kept is None else _Kept.model_validate_json(kept)
+        self.fleet: Fleet | None = None if fleet is None else parse_fleet(fleet.encode())
+        self.freshness = Freshness.NONE if self._kept is None else Freshness.STALE
+        self._waiting: dict[str, _Waiting] = {}
+        self._asked: dict[str, _Waiting] = {}
+        self._busy = False
+        self._again = False
+        self._last_error: str | None = None
+
+    @property
+    def view(self) -> RegistryView:
+        """Return what status messages say of it."""
+        kept = self._kept
+        if kept is None:
+            return RegistryView()
+        return RegistryView(
+            freshness=self.freshness,
+            root=kept.root,
+            timestamp=kept.timestamp,
+            snapshot=kept.snapshot,
+            targets=kept.targets,
+        )
+
+    @property
+    def last_error(self) -> str | None:
+        """The code of the last refresh's failure; None after a success."""
+        return self._last_error
+
+    def public_key(self, purpose: KeyPurpose) -> Callable[[str], str | None]:
+        """Return the look-up of keys that ``fleet.json`` lets sign ``purpose`` now."""
+        at = datetime.fromtimestamp(max(self._floor_s, self._wall_s()), UTC)
+        fleet = self.fleet
+        return lambda signer: None if fleet is None else fleet.public_key(purpose, signer, at)
+
+    def resolve(self, alias: str, attempt: int, package: PackageRef) -> None:
+        """Find out whether ``package`` may be installed; ``checked`` will tell."""
+        self._waiting[alias] = _Waiting(attempt, package)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Ask the controller for newer metadata; once more if a check is under way already."""
+        if self._busy:
+            self._again = True
+        else:
+            self._start(online=True)
+
+    def look(self) -> None:
+        """Check what is kept on the disk, without a network."""
+        if not self._busy:
+            self._start(online=False)
+
+    def checked(self, event: MetadataChecked, admitted: Admitted) -> dict[str, Event]:
+        """Take in the outcome of a check; return the event of each deployment that asked for it."""
+        self._busy = False
+        view, error = event.view, event.error
+        self._record(view, error)
+        answers: dict[str, Event] = {}
+        for alias, waiting in self._asked.items():
+            if self._waiting.get(alias) == waiting:
+                del self._waiting[alias]
+                answers[alias] = self._answer(waiting, view, error, admitted)
+        self._asked = {}
+        if self._again or self._waiting:
+            self._again = False
+            self._start(online=True)
+        return answers
+
+    def _start(self, *, online: bool) -> None:
+        self._busy = True
+        self._asked = dict(self._waiting) if online else {}
+        want = sorted({target_path(one.package.name, one.package.version) for one in self._asked.values()})
+        high_water = self._high_water()
+        trusted_at = 0 if self._kept is None else self._kept.refreshed_at
+        work, post, floor_s = self._work, self._post, self._floor_s
+
+        def job() -> None:
+            error: GarrisonError | None = None
+            if online:
+                try:
+                    post(MetadataChecked(work.refresh(want, high_water, floor_s), None))
+                    return
+                except GarrisonError as refused:
+                    error = refused
+            try:
+                post(MetadataChecked(work.offline(want, high_water, trusted_at, floor_s), error))
+            except GarrisonError as nothing:
+                post(MetadataChecked(None, error or nothing))
+
+        self._jobs.apart(job)
+
+    def _high_water(self) -> dict[str, int]:
+        rows = self._database.connection.execute("SELECT role, version FROM high_water")
+        return {str(role): int(version) for role, version in rows}
+
+    def _record(self, view: Refresh | None, error: GarrisonError | None) -> None:
+        with self._database.transaction():
+            if view is not None:
+                self._keep(view)
+            code = None if error is None else error.code
+            if isinstance(error, RefusedError) and code != self._last_error:
+                self._journal.append(Stream.AUDIT, "metadata.refused", {"code": error.code, "detail": error.message})
+        self._last_error = code
+        if view is not None:
+            self.freshness = view.freshness
+            if view.fleet is not None:
+                self.fleet = parse_fleet(view.fleet)
+        elif self._kept is not None:
+            self.freshness = Freshness.STALE
+
+    def _keep(self, view: Refresh) -> None:
+        kept = _Kept(freshness=view.freshness, refreshed_at=view.refreshed_at, **view.high_water)
+        changed = self._kept is None or self._kept.model_dump(exclude={"refreshed_at"}) != kept.model_dump(
+            exclude={"refreshed_at"}
+        )
+        if not changed and self._kept is not None and view.refreshed_at == self._kept.refreshed_at:
+            return
+        self._kept = kept
+        self._database.put(_KEPT, kept.model_dump_json())
+        for role, version in view.high_water.items():
+            self._database.connection.execute("INSERT OR REPLACE INTO high_water VALUES (?, ?)", (role, version))
+        if view.fleet is not None:
+            self._database.put(_FLEET, view.fleet.decode())
+        if changed:
+            facts: dict[str, str | int | bool | None] = {"freshness": view.freshness.value, **view.high_water}
+            self._journal.append(Stream.AUDIT, "metadata.refreshed", facts)
+
+    def _answer(
+        self, waiting: _Waiting, view: Refresh | None, error: GarrisonError | None, admitted: Admitted
+    ) -> Event:
+        attempt, package = waiting.attempt, waiting.package
+        if view is not None:
+            path = target_path(package.name, package.version)
+            try:
+                admit(view, package)
+                return admitted(attempt, package, view.manifests[path])
+            except GarrisonError as refused:
+                if error is None:
+                    return failure(attempt, refused)
+        if error is None:
+            return JobFailed(attempt, "registry.damaged", "the registry's metadata could not be checked")
+        unreachable = error.retryable or not error.code.startswith("registry.")
+        reason = WaitReason.NETWORK if unreachable else WaitReason.METADATA_STALE
+        return MustWait(attempt, reason, error.code, error.message)

@@ -1,0 +1,215 @@
+"""The registry over HTTPS: ``Source`` spoken to the controller's ``/device/v1`` endpoints.
+
+Who opens the requests is the caller's choice: the agent's signed session for blobs, or ``HttpsOpener`` for metadata
+and targets, which are public. Source: docs/protocol.md, "Device requests".
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable, Generator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+from urllib.parse import quote, urlsplit
+
+from garrison_protocol.errors import GarrisonError, NotFoundError, RefusedError, UnavailableError
+from garrison_protocol.manifest import CHUNK_SIZE
+
+if TYPE_CHECKING:
+    from http.client import HTTPResponse, HTTPSConnection
+
+_NO_CHECK_TIME = 0x200000
+"""OpenSSL's X509_V_FLAG_NO_CHECK_TIME, which the ssl module does not name."""
+
+
+class Headers(Protocol):
+    """Response headers, by name in any case."""
+
+    def get(self, name: str, /) -> str | None:
+        """Return the header's value, or None."""
+        ...
+
+
+class HttpResponse(Protocol):
+    """What a request answers: ``http.client.HTTPResponse`` is one."""
+
+    @property
+    def status(self) -> int:
+        """The HTTP status; 4xx and 5xx are answers too."""
+        ...
+
+    @property
+    def headers(self) -> Headers:
+        """The response's headers."""
+        ...
+
+    def read(self, amount: int, /) -> bytes:
+        """Return up to ``amount`` bytes of the body, fewer only at its end."""
+        ...
+
+    def close(self) -> None:
+        """Give up the connection."""
+        ...
+
+
+class HttpSource:
+    """The controller's registry endpoints as a ``Source``. Safe in any thread if ``open_request`` is."""
+
+    def __init__(self, open_request: Callable[[str, dict[str, str]], HttpResponse]) -> None:
+        """``open_request(path, headers)`` sends a GET and returns the answer; path begins with ``/device/v1/``."""
+        self._open_request = open_request
+
+    def metadata(self, name: str, max_bytes: int) -> bytes:
+        """See ``Source.metadata``."""
+        return self._whole(f"/device/v1/metadata/{quote(name, safe='')}", max_bytes)
+
+    def target(self, path: str, sha256: str, max_bytes: int) -> bytes:
+        """See ``Source.target``."""
+        return self._whole(f"/device/v1/targets/{sha256}/{quote(path)}", max_bytes)
+
+    def blob(self, sha256: str, offset: int) -> Generator[bytes, None, None]:
+        """See ``Source.blob``. One streamed request, read in pieces of the usual chunk size."""
+        path = f"/device/v1/blobs/{sha256}"
+        response = self._open(path, {"Range": f"bytes={offset}-", "Accept-Encoding": "identity"})
+        try:
+            if response.status == 206:
+                start = (response.headers.get("Content-Range") or "").removeprefix("bytes ").partition("-")[0]
+                if start != str(offset):
+                    raise _unreachable(path, f"it answered another range than asked: starts at {start or 'nowhere'}")
+            elif response.status != 200 or offset:  # a 200 would send again what is here already
+                raise _refused(path, response.status)
+            read = response.read
+            while piece := _read(read, CHUNK_SIZE, path):
+                yield piece
+        finally:
+            response.close()
+
+    def _whole(self, path: str, max_bytes: int) -> bytes:
+        response = self._open(path, {"Accept-Encoding": "identity"})
+        try:
+            if response.status != 200:
+                raise _refused(path, response.status)
+            data = bytearray()
+            while piece := _read(response.read, min(CHUNK_SIZE, max_bytes + 1 - len(data)), path):
+                data += piece
+                if len(data) > max_bytes:
+                    raise RefusedError(
+                        "source.too_long",
+                        f"{path}: the controller sent more than the {max_bytes} bytes allowed",
+                        hint="something other than a Garrison controller may be answering",
+                    )
+            announced = response.headers.get("Content-Length")
+            if announced is not None and announced != str(len(data)):
+                raise _unreachable(path, f"the connection ended after {len(data)} of {announced} bytes")
+            return bytes(data)
+        finally:
+            response.close()
+
+    def _open(self, path: str, headers: dict[str, str]) -> HttpResponse:
+        from http.client import HTTPException
+
+        try:
+            return self._open_request(path, headers)
+        except UnavailableError as error:
+            raise _unreachable(path, error.message) from error
+        except (OSError, HTTPException) as error:
+            raise _unreachable(path, str(error) or type(error).__name__) from error
+
+
+def _read(read: Callable[[int], bytes], amount: int, path: str) -> bytes:
+    from http.client import HTTPException
+
+    try:
+        return read(amount)
+    except (OSError, HTTPException) as error:
+        raise _unreachable(path, str(error) or type(error).__name__) from error
+
+
+def _refused(path: str, status: int) -> GarrisonError:
+    if status == 404:
+        return NotFoundError("source.not_found", f"{path}: the controller has no such file")
+    return _unreachable(path, f"it answered with status {status}")
+
+
+def _unreachable(path: str, cause: str) -> UnavailableError:
+    return UnavailableError(
+        "source.unreachable",
+        f"cannot get {path} from the controller: {cause}",
+        hint="check the network and that the controller runs; the agent tries again by itself",
+        retryable=True,
+    )
+
+
+class HttpsOpener:
+    """Opens GET requests at ``url`` over TLS that trusts only the pinned CA; one connection a request.
+
+    ``floor`` is the earliest time it can be. Where the clock lies behind it, OpenSSL is told to ignore time and the
+    server's own certificate is checked at the floor instead, so that a board without a clock still gets through.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        ca_path: Path,
+        *,
+        bearer: Callable[[], str] | None = None,
+        floor: datetime | None = None,
+        timeout_s: float = 30,
+    ) -> None:
+        parts = urlsplit(url)
+        self._host = parts.hostname or ""
+        self._port = parts.port or 443
+        self._bearer = bearer
+        self._timeout_s = timeout_s
+        self._judge_at = floor if floor is not None and datetime.now(UTC) < floor else None
+        self._context = ssl.create_default_context(cafile=str(ca_path))
+        if self._judge_at is not None:
+            self._context.verify_flags = ssl.VerifyFlags(self._context.verify_flags | _NO_CHECK_TIME)
+
+    def __call__(self, path: str, headers: Mapping[str, str]) -> HttpResponse:
+        """Return the answer to a GET of ``path``, whatever its status.
+
+        Raises:
+            OSError, http.client.HTTPException: the request failed.
+        """
+        from http.client import HTTPSConnection
+
+        connection = HTTPSConnection(self._host, self._port, context=self._context, timeout=self._timeout_s)
+        try:
+            connection.connect()
+            self._check_leaf(connection)
+            extra = {} if self._bearer is None else {"Authorization": f"Bearer {self._bearer()}"}
+            connection.request("GET", path, headers={**headers, **extra, "Connection": "close"})
+            return _Answer(connection, connection.getresponse())
+        except BaseException:
+            connection.close()
+            raise
+
+    def _check_leaf(self, connection: HTTPSConnection) -> None:
+        if self._judge_at is None:
+            return
+        from cryptography.x509 import load_der_x509_certificate
+
+        sock = connection.sock
+        der = sock.getpeercert(binary_form=True) if isinstance(sock, ssl.SSLSocket) else None
+        if der is None:
+            raise ssl.SSLError("the server showed no certificate")
+        leaf = load_der_x509_certificate(der)
+        if not leaf.not_valid_before_utc <= self._judge_at <= leaf.not_valid_after_utc:
+            raise ssl.SSLError(f"the server's certificate is not valid at {self._judge_at:%Y-%m-%d}")
+
+
+class _Answer:
+    """A response that closes its connection with itself."""
+
+    def __init__(self, connection: HTTPSConnection, response: HTTPResponse) -> None:
+        self._connection = connection
+        self._response = response
+        self.status = response.status
+        self.headers: Headers = response.headers
+        self.read: Callable[[int], bytes] = response.read
+
+    def close(self) -> None:
+        self._response.close()
+        self._connection.close()

@@ -1,0 +1,48 @@
+"""When does a case of the gate pass? Pure; numbers and text in, verdict out."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+
+from garrison_protocol.manifest import ChoiceCase, GenerateCase, LabelCase
+
+MAX_MATCHED_CHARS = 8192
+"""A pattern sees no more than this of an answer, whatever the model writes."""
+
+
+def choice_passes(case: ChoiceCase, log_probabilities: Sequence[float | None]) -> bool:
+    """Tell whether the expected choice is strictly the likeliest.
+
+    None or NaN anywhere fails the case: a model that yields no probabilities is damaged, not undecided.
+    """
+    if len(log_probabilities) != len(case.choices):
+        return False
+    values = [value for value in log_probabilities if value is not None and math.isfinite(value)]
+    if len(values) != len(case.choices):
+        return False
+    expected = values[case.expected]
+    return all(value < expected for index, value in enumerate(values) if index != case.expected)
+
+
+def generate_passes(case: GenerateCase, answer: str) -> bool:
+    """Tell whether ``answer`` matches the case's pattern; an invalid pattern never does."""
+    try:
+        return re.search(case.pattern, answer[:MAX_MATCHED_CHARS]) is not None
+    except re.error:
+        return False
+
+
+def label_passes(case: LabelCase, scores: Sequence[float | int]) -> bool:
+    """Tell whether the expected index has strictly the highest score, and enough of it."""
+    if case.expected_index >= len(scores) or not all(math.isfinite(score) for score in scores):
+        return False
+    expected = scores[case.expected_index]
+    others = (score for index, score in enumerate(scores) if index != case.expected_index)
+    return expected >= case.min_score and all(score < expected for score in others)
+
+
+def accuracy(passed: int, cases: int) -> float:
+    """Return the share of passed cases."""
+    return passed / cases if cases else 0.0

@@ -1,0 +1,56 @@
+"""A bound on request bodies, kept while they arrive: FastAPI would read them whole before asking who calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from garrison_protocol.errors import InvalidError
+
+MAX_BODY_BYTES = 16 * 1024 * 1024
+MAX_BOARD_BODY_BYTES = 64 * 1024
+"""Boards send certificate requests and nothing larger over HTTP."""
+
+
+class _TooLargeError(Exception):
+    pass
+
+
+class BodyLimit:
+    """ASGI middleware that answers 413 to larger bodies. ``streams(scope)``: endpoints that bound their own."""
+
+    def __init__(self, app: ASGIApp, streams: Callable[[Scope], bool]) -> None:
+        self._app = app
+        self._streams = streams
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http" or self._streams(scope):
+            await self._app(scope, receive, send)
+            return
+        limit = MAX_BOARD_BODY_BYTES if scope["path"].startswith("/device/") else MAX_BODY_BYTES
+        received = 0
+        answered = False
+
+        async def bounded() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > limit:
+                raise _TooLargeError
+            return message
+
+        async def watched(message: Message) -> None:
+            nonlocal answered
+            answered = True
+            await send(message)
+
+        try:
+            await self._app(scope, bounded, watched)
+        except _TooLargeError:
+            if answered:
+                raise
+            error = InvalidError("request.too_large", f"a body above {limit} bytes", hint="send less at once")
+            await JSONResponse(error.to_dict(), status_code=413, headers={"Connection": "close"})(scope, receive, send)

@@ -1,0 +1,169 @@
+"""``garrison device``: admit boards, look at them, shut them out."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import typer
+
+from garrison_controller.cli.client import ApiClient
+from garrison_controller.cli.output import Output, OutputFormat, OutputOption
+from garrison_controller.cli.times import parse_duration, utc_text
+from garrison_protocol.errors import InvalidError
+
+app = typer.Typer(help="Boards: enrolment tokens, list, details, metrics, revocation.", no_args_is_help=True)
+token_app = typer.Typer(help="One-time enrolment tokens.", no_args_is_help=True)
+app.add_typer(token_app, name="token")
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The board's name.", show_default=False)]
+_PAGE = 500
+
+_COLUMNS = {
+    "id": "NAME",
+    "group": "GROUP",
+    "state": "STATE",
+    "online": "ONLINE",
+    "last_seen_at": "LAST SEEN",
+    "agent_version": "AGENT",
+    "labels": "LABELS",
+}
+_METRICS = {
+    "time": "TIME (UTC)",
+    "online": "ONLINE",
+    "cpu": "CPU %",
+    "memory": "MEMORY MB",
+    "disk_free_mb": "DISK FREE MB",
+    "temperature": "TEMP °C",
+    "requests": "REQUESTS",
+    "errors": "ERRORS",
+    "completion_tokens": "TOKENS",
+    "ttft_ms_p50": "TTFT MS",
+    "tokens_per_s": "TOKENS/S",
+    "loaded": "LOADED",
+}
+
+
+@token_app.command(
+    "create",
+    epilog="Example: garrison device token create edge-1 --group /eu/plant1/ --label site=berlin\n\n"
+    "Then on the board: garrison-agent enroll 'garrison-enroll:...'",
+)
+def create_token(
+    name: Name,
+    group: Annotated[str, typer.Option(help="Group path, with a slash at both ends.")] = "/",
+    label: Annotated[list[str] | None, typer.Option(help="KEY=VALUE; may be repeated.")] = None,
+    hours: Annotated[int | None, typer.Option(min=1, max=720, help="How long the token lasts.")] = None,
+    output: OutputOption = OutputFormat.TABLE,
+) -> None:
+    """Print an enrolment string, which admits one board, once, under NAME. It cannot be shown again."""
+    body = {"name": name, "group": group, "labels": _labels(label or []), "hours": hours}
+    with ApiClient.from_environment() as client:
+        answer = client.post("/api/v1/devices/tokens", body)
+    sentence = f"Hand this line to the board {name}; it works once, until {answer['expires_at']}:"
+    Output(output).secret(sentence, answer["enrolment"], answer)
+
+
+@app.command("list", epilog="Example: garrison device list --filter 'group=/eu/*,label.site=berlin' -o json")
+def list_devices(
+    query: Annotated[
+        str, typer.Option("--filter", help="name=, group=, label.KEY=; '!=' negates, a trailing * matches any rest.")
+    ] = "",
+    output: OutputOption = OutputFormat.TABLE,
+) -> None:
+    """List the boards you may see."""
+    devices: list[dict[str, Any]] = []
+    after: str | None = ""
+    with ApiClient.from_environment() as client:
+        while after is not None:
+            page = client.get("/api/v1/devices", {"filter": query, "after": after, "limit": _PAGE})
+            devices += page["devices"]
+            after = page["next"]
+    Output(output).table(
+        _COLUMNS,
+        devices,
+        empty="No boards. Admit one with `garrison device token create NAME`.",
+        footer=f"{len(devices)} boards, {sum(bool(device['online']) for device in devices)} online",
+    )
+
+
+@app.command("show", epilog="Example: garrison device show edge-1")
+def show(name: Name, output: OutputOption = OutputFormat.TABLE) -> None:
+    """Show one board: identity, certificate, inventory, and what it last said."""
+    with ApiClient.from_environment() as client:
+        device = client.get(f"/api/v1/devices/{quote(name, safe='')}")
+    fields = {key: value for key, value in device.items() if key not in {"status", "inventory"}}
+    fields |= {f"inventory.{key}": value for key, value in device["inventory"].items()}
+    fields |= {f"status.{key}": value for key, value in device["status"].items()}
+    Output(output).record(fields, document=device)
+
+
+@app.command("revoke", epilog="Example: garrison device revoke edge-1 --reason 'stolen from plant 1'")
+def revoke(
+    name: Name,
+    reason: Annotated[str, typer.Option(help="Recorded in the audit.")] = "",
+    output: OutputOption = OutputFormat.TABLE,
+) -> None:
+    """Shut a board out for ever: its certificate, messages and requests are refused from now on."""
+    with ApiClient.from_environment() as client:
+        answer = client.post(f"/api/v1/devices/{quote(name, safe='')}/revoke", {"reason": reason})
+    Output(output).done(
+        f"{name} is revoked. Send the broker SIGHUP, so that it reads the new revocation list too.", answer
+    )
+
+
+@app.command("metrics", epilog="Example: garrison device metrics edge-1 --since 2h --limit 50")
+def metrics(
+    name: Name,
+    since: Annotated[str | None, typer.Option(help="How far back: 90s, 15m, 2h, 7d.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most so many samples, the newest.")] = 100,
+    output: OutputOption = OutputFormat.TABLE,
+) -> None:
+    """Show what a board measured, the hours it was offline included."""
+    params: dict[str, str | int] = {"limit": limit}
+    if since is not None:
+        params["since"] = int((datetime.now(UTC) - parse_duration(since)).timestamp() * 1000)
+    with ApiClient.from_environment() as client:
+        document = client.get(f"/api/v1/devices/{quote(name, safe='')}/metrics", params)
+    rows = document["rows"]
+    Output(output).table(
+        _METRICS,
+        [_sample(row) for row in rows],
+        document=document,
+        empty=f"{name} has sent no samples for that time.",
+        footer=summary_line(rows),
+    )
+
+
+def summary_line(rows: list[dict[str, Any]]) -> str:
+    """Return what the samples say together: rows, rows taken offline, tokens, mean speed."""
+    offline = sum(row.get("online") is False for row in rows)
+    tokens = sum(int(row.get("completion_tokens") or 0) for row in rows)
+    speeds = [int(row["tps_milli"]) / 1000 for row in rows if row.get("tps_milli")]
+    speed = f"{sum(speeds) / len(speeds):.1f}" if speeds else "-"
+    return f"{len(rows)} rows, {offline} taken offline, {tokens} tokens, mean {speed} tokens/s"
+
+
+def _sample(row: dict[str, Any]) -> dict[str, Any]:
+    return row | {
+        "time": utc_text(int(row["time_ms"])),
+        "cpu": _scaled(row.get("cpu_permille"), 10),
+        "memory": f"{row.get('mem_used_mb', '-')}/{row.get('mem_total_mb', '-')}",
+        "temperature": _scaled(row.get("temp_mc"), 1000),
+        "tokens_per_s": _scaled(row.get("tps_milli"), 1000),
+    }
+
+
+def _scaled(value: int | None, divisor: int) -> float | None:
+    return None if value is None else value / divisor
+
+
+def _labels(pairs: list[str]) -> dict[str, str]:
+    labels = {}
+    for pair in pairs:
+        key, sign, value = pair.partition("=")
+        if not key or not sign:
+            raise InvalidError("usage.label_malformed", f"{pair!r} is no label", hint="write --label site=berlin")
+        labels[key] = value
+    return labels

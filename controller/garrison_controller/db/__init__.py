@@ -1,0 +1,1 @@
+"""The controller's database: base class, transactions, migrations."""

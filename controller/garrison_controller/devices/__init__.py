@@ -1,0 +1,1 @@
+"""Boards: enrolment, certificates, revocation, target filters."""

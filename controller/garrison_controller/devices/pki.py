@@ -1,0 +1,157 @@
+"""The controller's keys and certificates on disk: created once, by ``garrison serve init``.
+
+``keys/`` holds the online Ed25519 keys (PKCS#8, 0600), ``pki/`` the two authorities and what they signed for the
+controller itself; ``online.json`` is what the signing ceremony needs of both.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from garrison_controller.config import ControllerConfig
+from garrison_controller.devices.ca import SERVER_DAYS, Authority, private_pem
+from garrison_protocol.errors import ConflictError, NotFoundError
+from garrison_protocol.keys import SigningKey, write_private_file
+
+ONLINE_KEYS = ("snapshot", "timestamp", "director", "receipt", "log")
+DEVICE_CA = "device-ca"
+SERVER_CA = "server-ca"
+SERVER = "server"
+CLIENT = "controller"
+REVOCATION_LIST = "device-ca.crl"
+
+
+@dataclass(frozen=True)
+class OnlineKeys:
+    """The controller's private keys that sign envelopes; the registry loads its own two from ``folder``."""
+
+    folder: Path
+    director: SigningKey
+    receipt: SigningKey
+    log: SigningKey
+
+    def path(self, purpose: str) -> Path:
+        """Return the PKCS#8 file of one of ``ONLINE_KEYS``."""
+        return self.folder / f"{purpose}.key"
+
+
+def initialise(config: ControllerConfig, now: datetime) -> Path:
+    """Create every key and certificate under ``state_dir`` and return the path of ``online.json``.
+
+    Raises:
+        ConflictError: ``controller.initialised``; keys are never replaced.
+    """
+    online = config.state_dir / "online.json"
+    if config.keys_dir.exists() or config.pki_dir.exists():
+        raise ConflictError(
+            "controller.initialised",
+            f"{config.state_dir} holds keys already",
+            hint="start it with `garrison serve run`, or name another state_dir",
+        )
+    for folder in (config.state_dir, config.keys_dir, config.pki_dir, config.metadata_dir, config.blobs_dir):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    public = {}
+    for purpose in ONLINE_KEYS:
+        key = SigningKey.generate()
+        key.save(config.keys_dir / f"{purpose}.key")
+        public[purpose] = key.public_hex
+    device_ca = _create_authority(config.pki_dir, DEVICE_CA, "Garrison device CA", now)
+    server_ca = _create_authority(config.pki_dir, SERVER_CA, "Garrison server CA", now)
+    issue_own(config, device_ca, server_ca, now)
+    write_revocation_list(config.pki_dir, device_ca, (), now)
+    document = {**public, "device_ca": device_ca.pem, "server_ca": server_ca.pem}
+    replace_file(online, (json.dumps(document, indent=2) + "\n").encode(), 0o644)
+    return online
+
+
+def issue_own(config: ControllerConfig, device_ca: Authority, server_ca: Authority, now: datetime) -> None:
+    """Write a new server key and certificate, and a new client certificate for the broker, for 825 days.
+
+    The broker may use the server certificate too: it names the broker's hosts as well.
+    """
+    names = [config.public_host, config.board_mqtt[0], config.mqtt.host, *config.http.names]
+    key = ec.generate_private_key(ec.SECP256R1())
+    server = server_ca.issue_server([name for name in names if name], key.public_key(), SERVER_DAYS, now)
+    _replace_pair(config.pki_dir, SERVER, key, server.pem)
+    key = ec.generate_private_key(ec.SECP256R1())
+    client = device_ca.issue_client(config.mqtt.identity, key.public_key(), SERVER_DAYS, now)
+    _replace_pair(config.pki_dir, CLIENT, key, client.pem)
+
+
+def load_online_keys(config: ControllerConfig) -> OnlineKeys:
+    """Return the controller's signing keys.
+
+    Raises:
+        NotFoundError: ``controller.not_initialised``.
+        RefusedError: ``key.readable_by_others``.
+    """
+    check_initialised(config)
+    director, receipt, log = (
+        SigningKey.load(config.keys_dir / f"{purpose}.key") for purpose in ("director", "receipt", "log")
+    )
+    return OnlineKeys(config.keys_dir, director, receipt, log)
+
+
+def load_authority(config: ControllerConfig, name: str) -> Authority:
+    """Return ``DEVICE_CA`` or ``SERVER_CA``.
+
+    Raises:
+        NotFoundError: ``controller.not_initialised``.
+        RefusedError: ``key.readable_by_others``.
+    """
+    check_initialised(config)
+    return Authority.load(config.pki_dir / f"{name}.key", config.pki_dir / f"{name}.pem")
+
+
+def check_initialised(config: ControllerConfig) -> None:
+    """Return if ``initialise`` has ended once.
+
+    Raises:
+        NotFoundError: ``controller.not_initialised``.
+    """
+    if not (config.state_dir / "online.json").is_file():
+        raise NotFoundError(
+            "controller.not_initialised",
+            f"{config.state_dir} holds no controller",
+            hint="create one with `garrison serve init --config FILE`",
+        )
+
+
+def write_revocation_list(
+    folder: Path, authority: Authority, revoked: Iterable[tuple[str, datetime]], now: datetime
+) -> None:
+    """Replace the revocation list that the broker reads (on SIGHUP)."""
+    replace_file(folder / REVOCATION_LIST, authority.revocation_list(revoked, now), 0o644)
+
+
+def replace_file(path: Path, data: bytes, mode: int) -> None:
+    """Put ``data`` in place of ``path`` atomically and durably."""
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.unlink(missing_ok=True)
+    write_private_file(fresh, data)
+    fresh.chmod(mode)
+    fresh.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _create_authority(folder: Path, file_name: str, title: str, now: datetime) -> Authority:
+    authority = Authority.create(title, now)
+    write_private_file(folder / f"{file_name}.key", authority.key_pem())
+    replace_file(folder / f"{file_name}.pem", authority.pem.encode(), 0o644)
+    return authority
+
+
+def _replace_pair(folder: Path, name: str, key: ec.EllipticCurvePrivateKey, certificate_pem: str) -> None:
+    replace_file(folder / f"{name}.key", private_pem(key), 0o600)
+    replace_file(folder / f"{name}.pem", certificate_pem.encode(), 0o644)

@@ -1,0 +1,195 @@
+"""What exactly a signature would approve, in words: read by a person before the key is used.
+
+Every statement is taken from bytes checked against the digests that the signature will cover, and compared with what
+is published, after that was verified itself. A change that cannot be shown is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from tuf.api.metadata import Metadata, Root, TargetFile, Targets, VerificationResult
+
+from garrison_controller.signing.keys import signer_name
+from garrison_controller.signing.metadata import (
+    read_target,
+    refuse_expired,
+    refuse_oversized_target,
+    refuse_unsigned,
+    target_changes,
+    target_digest,
+)
+from garrison_controller.signing.workspace import Workspace
+from garrison_protocol.fleet import Fleet
+from garrison_protocol.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Who has signed, by one rule; a new root is judged by two (``by`` says which)."""
+
+    by: str
+    threshold: int
+    signed: tuple[str, ...]
+    unsigned: tuple[str, ...]
+
+    @property
+    def met(self) -> bool:
+        """Tell whether enough have signed."""
+        return len(self.signed) >= self.threshold
+
+
+@dataclass(frozen=True)
+class Change:
+    """One thing that becomes different: ``kind`` is added, changed, or removed; ``facts`` say how."""
+
+    kind: str
+    subject: str
+    facts: dict[str, str | int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Review:
+    """One pending role."""
+
+    role: str
+    version: int
+    expires: datetime
+    changes: tuple[Change, ...]
+    progress: tuple[Progress, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Tell whether the role needs no further signature."""
+        return all(progress.met for progress in self.progress)
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the JSON form."""
+        return {
+            "role": self.role,
+            "version": self.version,
+            "expires": self.expires.isoformat(),
+            "changes": [{"kind": one.kind, "subject": one.subject, **one.facts} for one in self.changes],
+            "progress": [
+                {"by": one.by, "threshold": one.threshold, "signed": one.signed, "unsigned": one.unsigned}
+                for one in self.progress
+            ],
+            "complete": self.complete,
+        }
+
+
+def review(workspace: Workspace, now: datetime) -> list[Review]:
+    """Return what waits for signatures in ``workspace``.
+
+    Raises:
+        ConflictError: ``signing.nothing_pending``, ``registry.version_not_next``.
+        RefusedError: ``registry.metadata_expired``, ``registry.target_changed``, ``registry.threshold_unmet`` (what is
+            said to be published is not properly signed).
+        NotFoundError: ``signing.target_missing``.
+        InvalidError: ``registry.target_path``, ``registry.target_mismatch``, ``registry.target_too_large``.
+    """
+    reviews = []
+    for role, results in workspace.progress().items():
+        metadata = workspace.pending_root() if role == "root" else workspace.pending_targets()
+        assert metadata is not None
+        refuse_expired(role, metadata.signed.expires, now)
+        if isinstance(metadata.signed, Root):
+            changes = tuple(_root_changes(workspace.published_root(), metadata.signed))
+        else:
+            changes = tuple(_targets_changes(workspace, metadata.signed))
+        progress = _progress(role, results)
+        reviews.append(Review(role, metadata.signed.version, metadata.signed.expires, changes, progress))
+    return reviews
+
+
+def _progress(role: str, results: list[VerificationResult]) -> tuple[Progress, ...]:
+    names = ("the published root", "the new root") if len(results) == 2 else (f"the {role} role",)
+    return tuple(
+        Progress(
+            by,
+            result.threshold,
+            tuple(sorted(signer_name(key) for key in result.signed.values())),
+            tuple(sorted(signer_name(key) for key in result.unsigned.values())),
+        )
+        for by, result in zip(names, results, strict=True)
+    )
+
+
+def _root_changes(published: Metadata[Root] | None, new: Root) -> Iterator[Change]:
+    for role in ("root", "targets", "snapshot", "timestamp"):
+        before = {} if published is None else {k: published.signed.keys[k] for k in published.signed.roles[role].keyids}
+        after = {keyid: new.keys[keyid] for keyid in new.roles[role].keyids}
+        for keyid in sorted(after.keys() - before.keys()):
+            yield Change("added", f"{role} key of {signer_name(after[keyid])}", {"keyid": keyid})
+        for keyid in sorted(before.keys() - after.keys()):
+            yield Change("removed", f"{role} key of {signer_name(before[keyid])}", {"keyid": keyid})
+        was = None if published is None else published.signed.roles[role].threshold
+        now = new.roles[role].threshold
+        if was != now:
+            of = f"{now} of {len(after)}"
+            yield Change("added" if was is None else "changed", f"{role} threshold", {"threshold": of})
+
+
+def _targets_changes(workspace: Workspace, new: Targets) -> Iterator[Change]:
+    published = workspace.published_targets()
+    root = workspace.published_root()
+    if published is not None and root is not None:
+        verified = root.signed.get_verification_result("targets", published.signed_bytes, published.signatures)
+        refuse_unsigned("targets", published.signed.version, verified)
+    for change in target_changes(None if published is None else published.signed, new):
+        if change.target is None:
+            yield Change("removed", change.path)
+            continue
+        document = _document(workspace, change.target)
+        if isinstance(document, Manifest):
+            yield Change(change.kind, f"model {document.id}", _manifest_facts(change.target, document))
+        else:
+            before = None if change.before is None else _document(workspace, change.before)
+            assert before is None or isinstance(before, Fleet)
+            yield Change(change.kind, change.path, _fleet_facts(change.target, before, document))
+
+
+def _document(workspace: Workspace, target: TargetFile) -> Manifest | Fleet:
+    refuse_oversized_target(target)
+    return read_target(target, workspace.target_bytes(target))
+
+
+def _manifest_facts(target: TargetFile, manifest: Manifest) -> dict[str, str | int]:
+    return {
+        "manifest_sha256": target_digest(target),
+        "alias": manifest.alias,
+        "publisher": manifest.publisher,
+        "license": manifest.license,
+        "task": manifest.task,
+        "variants": "; ".join(
+            f"{variant.name} ({variant.runtime.engine.value}, {variant.size_bytes} bytes, "
+            f"sha256 {variant.files[0].sha256})"
+            for variant in manifest.variants
+        ),
+        "size_bytes": sum(variant.size_bytes for variant in manifest.variants),
+        "cases": len(manifest.evaluation.cases),
+        "min_accuracy": str(manifest.evaluation.min_accuracy),
+        "source": manifest.provenance.source,
+    }
+
+
+def _fleet_facts(target: TargetFile, before: Fleet | None, after: Fleet) -> dict[str, str | int]:
+    facts: dict[str, str | int] = {"sha256": target_digest(target), "fleet": after.name}
+    old_keys = set() if before is None else set(before.keys)
+    for key in after.keys:
+        if key not in old_keys:
+            facts[f"new {key.purpose.value} key"] = f"{key.public} until {key.not_after:%Y-%m-%d}"
+    for gone in old_keys - set(after.keys):
+        facts[f"withdrawn {gone.purpose.value} key"] = gone.public
+    for name in ("device_ca", "server_ca"):
+        if before is None or getattr(before, name) != getattr(after, name):
+            facts[name] = "new" if before is None else "replaced"
+    old_floors = {} if before is None else before.floors
+    for model, version in sorted(after.floors.items()):
+        if old_floors.get(model) != version:
+            facts[f"floor of {model}"] = f"{old_floors.get(model, 'none')} -> {version}"
+    for model in sorted(old_floors.keys() - after.floors.keys()):
+        facts[f"floor of {model}"] = f"{old_floors[model]} -> none"
+    return facts

@@ -1,0 +1,1 @@
+"""What boards measured, read from their telemetry rows."""

@@ -1,0 +1,123 @@
+"""The controller as one object: the only place that builds its adapters and joins them."""
+
+from __future__ import annotations
+
+import hashlib
+import ssl
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from garrison_controller.bus.service import Bus
+from garrison_controller.config import ControllerConfig
+from garrison_controller.db.base import Database
+from garrison_controller.devices import pki, queries
+from garrison_controller.devices.sessions import Sessions
+from garrison_controller.jobs import certificates
+from garrison_controller.jobs.schedule import Job, build_scheduler
+from garrison_controller.registry.blobs import BlobFolder
+from garrison_controller.registry.online import OnlineSigners
+from garrison_controller.registry.service import Registry
+from garrison_controller.registry.store import RegistryStore
+from garrison_protocol.canonical import sha256_hex
+from garrison_protocol.errors import ConflictError, NotFoundError
+from garrison_protocol.states import KeyPurpose
+
+REFRESH_S = 3600
+NOTICE_S = 24 * 3600
+
+
+class Controller:
+    """Everything one controller process works with. The database must have the newest schema already."""
+
+    def __init__(self, config: ControllerConfig, *, now_s: Callable[[], float] = time.time) -> None:
+        """Build every part; nothing runs before ``start``.
+
+        Raises:
+            NotFoundError: ``controller.not_initialised``.
+            RefusedError: ``key.readable_by_others``.
+        """
+        self.config = config
+        self.keys = pki.load_online_keys(config)
+        self.device_ca = pki.load_authority(config, pki.DEVICE_CA)
+        self.server_ca_sha256 = sha256_hex((config.pki_dir / f"{pki.SERVER_CA}.pem").read_bytes())
+        self.database = Database(config.database_url)
+        self.sessions = Sessions(now_s)
+        self.registry = Registry(
+            self.database,
+            RegistryStore(config.metadata_dir),
+            BlobFolder(config.blobs_dir),
+            OnlineSigners.load(config.keys_dir),
+            {
+                KeyPurpose.DIRECTOR: self.keys.director.public_hex,
+                KeyPurpose.RECEIPT: self.keys.receipt.public_hex,
+                KeyPurpose.LOG: self.keys.log.public_hex,
+            },
+            timestamp_days=config.registry.timestamp_days,
+            snapshot_days=config.registry.snapshot_days,
+        )
+        self.bus = Bus(
+            self.database,
+            host=config.mqtt.host,
+            port=config.mqtt.port,
+            identity=config.mqtt.identity,
+            tls=_broker_tls(config),
+            protocol=config.mqtt.protocol,
+            keepalive_s=config.mqtt.keepalive_s,
+            director=self.keys.director,
+            receipt_key=self.keys.receipt,
+            now=lambda: datetime.fromtimestamp(now_s(), UTC),
+        )
+        self.registry.on_timestamp = self.bus.publish_registry_timestamp
+        self.scheduler = build_scheduler(
+            (
+                Job("registry-refresh", REFRESH_S, self.registry.refresh_online),
+                Job("certificate-notices", NOTICE_S, self._notices),
+            )
+        )
+
+    def start(self) -> None:
+        """Start the bus and the scheduled jobs; a broker that is away is tried again for ever."""
+        timestamp = self.registry.current_timestamp()
+        if timestamp is not None:
+            self.bus.publish_registry_timestamp(timestamp)
+        self.bus.start()
+        self.scheduler.start()
+
+    def stop(self) -> None:
+        """Stop what ``start`` started, after the job and the message at hand, and close the database."""
+        if self.scheduler.running:
+            self.scheduler.shutdown(wait=True)
+            self.bus.stop()
+        self.database.close()
+
+    def root_sha256(self) -> str:
+        """Return the digest of ``1.root.json``, which boards pin.
+
+        Raises:
+            ConflictError: ``registry.not_signed`` before the signing ceremony.
+        """
+        try:
+            return hashlib.sha256(self.registry.first_root()).hexdigest()
+        except NotFoundError as error:
+            raise ConflictError(
+                "registry.not_signed",
+                "there is no signed root yet that a board could pin",
+                hint="hold the signing ceremony first: `garrison registry init`, `sign`, `push`",
+            ) from error
+
+    def write_revocation_list(self) -> None:
+        """Write the list of revoked certificates for the broker, from what the database says now."""
+        now = datetime.now(UTC)
+        with self.database.reading() as session:
+            revoked = queries.revoked_certificates(session, now)
+        pki.write_revocation_list(self.config.pki_dir, self.device_ca, revoked, now)
+
+    def _notices(self, now: datetime) -> None:
+        certificates.notices(self.config, self.database, now)
+
+
+def _broker_tls(config: ControllerConfig) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=str(config.pki_dir / f"{pki.SERVER_CA}.pem"))
+    context.load_cert_chain(str(config.pki_dir / f"{pki.CLIENT}.pem"), str(config.pki_dir / f"{pki.CLIENT}.key"))
+    return context
