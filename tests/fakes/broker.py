@@ -131,8 +131,15 @@ class MosquittoBroker:
 
     def reload(self) -> None:
         """Make the running broker read its CRL and topic rules again."""
-        if self._process is not None:
-            self._process.send_signal(signal.SIGHUP)
+        self._signal(signal.SIGHUP)
+
+    def pause(self) -> None:
+        """Freeze the broker: the kernel still accepts connections and bytes, nothing is answered."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let a frozen broker go on."""
+        self._signal(signal.SIGCONT)
 
     def __enter__(self) -> MosquittoBroker:
         self.start()
@@ -141,10 +148,15 @@ class MosquittoBroker:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
+    def _signal(self, which: signal.Signals) -> None:
+        if self._process is not None:
+            self._process.send_signal(which)
+
     def _end(self, how: signal.Signals) -> None:
         if self._process is None:
             return
         self._process.send_signal(how)
+        self._process.send_signal(signal.SIGCONT)  # a frozen process would not hear it
         try:
             self._process.wait(5)
         except subprocess.TimeoutExpired:

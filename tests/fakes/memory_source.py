@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from garrison_protocol.errors import NotFoundError, RefusedError, UnavailableError
 
+_HINT = "check the network"
+
 
 @dataclass
 class RegistryContent:
@@ -59,7 +61,7 @@ class MemorySource:
         for at in range(offset, len(data), self.piece_size):
             passed = at - offset
             if fail is not None and passed >= fail:
-                raise UnavailableError("source.unreachable", "the connection broke", retryable=True)
+                raise UnavailableError("source.unreachable", "the connection broke", hint=_HINT, retryable=True)
             piece = data[at : at + self.piece_size]
             if cut is not None and passed + len(piece) >= cut:
                 yield self._count(sha256, piece[: cut - passed])
@@ -75,7 +77,7 @@ class MemorySource:
     def _enter(self, request: str) -> None:
         self.log.append(request)
         if self.unreachable:
-            raise UnavailableError("source.unreachable", "the network is down", retryable=True)
+            raise UnavailableError("source.unreachable", "the network is down", hint=_HINT, retryable=True)
 
     @staticmethod
     def _bounded(name: str, data: bytes | None, max_bytes: int) -> bytes:

@@ -3,6 +3,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import pytest
+
 from garrison_controller.access import rules
 from garrison_controller.access.rules import PERMISSIONS, GrantFacts, Permission, Role
 from garrison_protocol.errors import InvalidError

@@ -5,15 +5,16 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
 from garrison_controller.access import queries, service
 from garrison_controller.access.rules import GrantFacts, Role
 from garrison_controller.access.service import Identified
 from garrison_controller.access.tables import Grant, Principal, Token
 from garrison_controller.db.base import Database
 from garrison_protocol.errors import ConflictError, DeniedError, InvalidError, UnauthenticatedError
-from sqlalchemy import select
-from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 
@@ -183,4 +184,3 @@ def test_every_change_is_recorded_in_its_own_transaction(database: Database) -> 
             "access.token.revoke",
         ]
         assert issued.secret not in repr([event.detail for event in queries.events(session)])
-

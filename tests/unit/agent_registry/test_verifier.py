@@ -62,7 +62,7 @@ def test_a_refusal_comes_back_as_it_was(rig: Rig) -> None:
     assert caught.value.code == "registry.rollback"
     assert caught.value.hint
     with pytest.raises(NotFoundError, match=r"registry\.empty"):
-        TrustVerifier(rig.folder.parent / "elsewhere", rig.server.url).offline({}, 0, [])
+        rig.verifier.offline({}, 0, [])
 
 
 def test_a_board_that_is_not_enrolled(tmp_path: Path) -> None:

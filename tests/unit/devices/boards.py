@@ -6,6 +6,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import NameOID
+
 from garrison_protocol.keys import SigningKey
 from garrison_protocol.messages.enrolment import EnrolRequest, SessionRequest, proof_bytes, session_bytes
 

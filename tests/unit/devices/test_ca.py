@@ -9,9 +9,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
+
 from garrison_controller.devices.ca import Authority, csr_public_key
 from garrison_protocol.errors import RefusedError
-
 from tests.unit.devices.boards import csr
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -72,7 +72,9 @@ def test_an_rsa_key_is_refused() -> None:
         csr_public_key(request.public_bytes(serialization.Encoding.PEM).decode())
 
 
-@pytest.mark.parametrize("text", ["", "not pem", "-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n"])
+@pytest.mark.parametrize(
+    "text", ["", "not pem", "-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n"]
+)
 def test_garbage_is_refused(text: str) -> None:
     with pytest.raises(RefusedError, match=r"enrolment\.csr_refused"):
         csr_public_key(text)

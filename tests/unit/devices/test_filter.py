@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import pytest
-from garrison_controller.devices.filter import DeviceFacts, matches
-from garrison_protocol.errors import InvalidError
 from hypothesis import given
 from hypothesis import strategies as st
+
+from garrison_controller.devices.filter import DeviceFacts, matches
+from garrison_protocol.errors import InvalidError
 
 BOARD = DeviceFacts("edge-1", "/eu/plant1/", {"site": "berlin", "line": "2"})
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+
 from garrison_controller.config import ControllerConfig, HttpConfig, MqttConfig
 from garrison_controller.devices import broker, pki
 from garrison_protocol.errors import ConflictError, NotFoundError

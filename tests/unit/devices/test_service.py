@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
 from garrison_controller.access import queries as access
 from garrison_controller.db.base import Database
 from garrison_controller.devices import queries, service
@@ -16,9 +19,6 @@ from garrison_controller.devices.sessions import Sessions
 from garrison_controller.devices.tables import Device, EnrolmentToken
 from garrison_protocol.errors import ConflictError, InvalidError, RefusedError
 from garrison_protocol.messages.enrolment import EnrolRequest
-from sqlalchemy import select
-from sqlalchemy.orm import Session
-
 from tests.unit.devices.boards import Board
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -156,7 +156,9 @@ def test_names_that_are_no_boards_are_refused(database: Database, name: str) -> 
         new_token(session, name)
 
 
-@pytest.mark.parametrize("labels", [{"": "x"}, {"a": "x" * 65}, {"a,b": "x"}, {"a": "b*"}, {str(n): "x" for n in range(33)}])
+@pytest.mark.parametrize(
+    "labels", [{"": "x"}, {"a": "x" * 65}, {"a,b": "x"}, {"a": "b*"}, {str(n): "x" for n in range(33)}]
+)
 def test_labels_that_filters_could_not_name_are_refused(database: Database, labels: dict[str, str]) -> None:
     with database.session() as session, pytest.raises(InvalidError, match=r"device\.labels_malformed"):
         service.create_token(session, "alice", "edge-1", group="/", labels=labels, hours=1, now=NOW)

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import pytest
-from garrison_controller.devices.sessions import NONCE_LIFETIME_S, SESSION_LIFETIME_S, Sessions
-from garrison_protocol.errors import UnauthenticatedError
 from hypothesis import given
 from hypothesis import strategies as st
+
+from garrison_controller.devices.sessions import NONCE_LIFETIME_S, SESSION_LIFETIME_S, Sessions
+from garrison_protocol.errors import UnauthenticatedError
 
 
 class Clock:

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from garrison_agent.adapters.device_http import DeviceHttp, refusal
+from garrison_agent.adapters.enrolment import enrol
+from garrison_protocol.errors import ConflictError, InvalidError, RefusedError, UnavailableError
+from tests.fakes.device_api import DeviceApi
+from tests.fakes.pki import FleetPki
+
+BLOB = "/device/v1/blobs/abc"
+
+
+@pytest.fixture
+def api(tmp_path: Path) -> Iterator[DeviceApi]:
+    with DeviceApi(FleetPki(tmp_path / "pki")) as api:
+        api.blobs["abc"] = b"x" * 300_000
+        yield api
+
+
+@pytest.fixture
+def http(api: DeviceApi, tmp_path: Path) -> DeviceHttp:
+    return DeviceHttp(enrol(tmp_path / "state", api.line()))
+
+
+def fetch(http: DeviceHttp, path: str = BLOB) -> tuple[int, bytes]:
+    with http.open(path, {}) as response:
+        data = b""
+        while piece := response.read(65536):
+            data += piece
+        return response.status, data
+
+
+def test_one_session_serves_many_requests(api: DeviceApi, http: DeviceHttp) -> None:
+    assert fetch(http) == (200, api.blobs["abc"])
+    assert fetch(http) == (200, api.blobs["abc"])
+    assert sum("session" in line for line in api.requests) == 1
+
+
+def test_a_session_that_ended_is_renewed(api: DeviceApi, http: DeviceHttp) -> None:
+    fetch(http)
+    api.sessions.clear()
+    assert fetch(http)[0] == 200
+    assert sum("session" in line for line in api.requests) == 2
+
+
+def test_public_files_need_no_session(api: DeviceApi, http: DeviceHttp) -> None:
+    assert fetch(http, "/device/v1/metadata/1.root.json") == (200, api.root)
+    assert fetch(http, "/device/v1/metadata/9.root.json")[0] == 404
+    assert not any("session" in line for line in api.requests)
+
+
+def test_a_board_that_the_controller_does_not_know_hears_why(api: DeviceApi, http: DeviceHttp) -> None:
+    api.identities["edge-1"] = "0" * 64
+    with pytest.raises(RefusedError, match=r"device\.bad_proof"):
+        fetch(http)
+
+
+def test_threads_share_one_session(api: DeviceApi, http: DeviceHttp) -> None:
+    results: list[int] = []
+    threads = [threading.Thread(target=lambda: results.append(fetch(http)[0])) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert results == [200] * 8
+    assert sum("session" in line for line in api.requests) == 1
+
+
+def test_a_controller_that_is_gone(api: DeviceApi, http: DeviceHttp) -> None:
+    fetch(http)
+    api.close()
+    with pytest.raises(UnavailableError, match=r"controller\.unreachable"):
+        fetch(http)
+
+
+def test_answers_without_our_json_still_become_errors_by_their_status() -> None:
+    assert isinstance(refusal(409, b"<html>", "/x"), ConflictError)
+    assert isinstance(refusal(418, b"[]", "/x"), InvalidError)
+    unavailable = refusal(502, b"bad gateway", "/x")
+    assert isinstance(unavailable, UnavailableError)
+    assert unavailable.retryable
+    assert unavailable.code == "controller.refused"

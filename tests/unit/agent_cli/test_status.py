@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from garrison_agent.api.commands import StatusView
+from garrison_agent.cli.main import main
+from garrison_agent.cli.status import render
+from tests.unit.agent_cli.conftest import Serve
+
+
+def make_status(**changes: Any) -> StatusView:
+    view: dict[str, Any] = {
+        "device": "edge-1",
+        "version": "0.1.0",
+        "started_at": 1_700_000_000,
+        "pid": 42,
+        "connected": True,
+        "broker": "broker.example:8883",
+        "registry": {"freshness": "FRESH", "root": 1, "timestamp": 4, "snapshot": 3, "targets": 2},
+        "desired": {"counter": 5, "sha256": "ab" * 32},
+        "aliases": [
+            {
+                "alias": "chat",
+                "package": "smollm2:2.0.0",
+                "version": "2.0.0",
+                "state": "DOWNLOADING",
+                "loaded": True,
+                "serving": "smollm2:1.0.0",
+                "serving_since": 1_700_000_100,
+                "rollout": "r-1",
+                "variant": "cpu-q4",
+                "error_code": None,
+                "error_message": None,
+                "progress_bytes": 50 * 1024 * 1024,
+                "total_bytes": 100 * 1024 * 1024,
+                "endpoint": "/v1",
+            }
+        ],
+        "outbox": {
+            "telemetry": {"epoch": "cd" * 8, "last": 120, "acked": 100, "pending": 20},
+            "audit": {"epoch": "ab" * 8, "last": 7, "acked": 7, "pending": 0},
+        },
+        "health": {"rss_mb": 52, "mem_used_mb": 812, "mem_total_mb": 3904},
+        "refused": {"envelope.bad_signature": 2},
+        "cache": {"used_mb": 120, "free_mb": 8123},
+    }
+    view.update(changes)
+    return cast(StatusView, view)
+
+
+def test_everything_that_matters_is_shown() -> None:
+    text = render(make_status(), 1_700_000_000 + 11_520)
+    for part in (
+        "edge-1",
+        "0.1.0, pid 42, up 3 h 12 min",
+        "broker.example:8883, connected",
+        "FRESH (root 1, timestamp 4, snapshot 3, targets 2)",
+        "counter 5, sha256 abababababab...",
+        "agent 52 MiB, board 812 of 3904 MiB used",
+        "models 120 MiB, free 8123 MiB",
+        "envelope.bad_signature 2",
+        "smollm2:2.0.0",
+        "DOWNLOADING 50 % of 100 MiB",
+        "smollm2:1.0.0",
+        "2023-11-1",
+    ):
+        assert part in text
+    rows = [line.split() for line in text.splitlines()]
+    assert ["audit", "ab" * 8, "7", "7", "0"] in rows
+    assert ["telemetry", "cd" * 8, "120", "100", "20"] in rows
+
+
+def test_a_new_board_says_what_is_missing() -> None:
+    view = make_status(
+        broker="",
+        connected=False,
+        aliases=[],
+        health={},
+        refused={},
+        desired={"counter": 0, "sha256": None},
+    )
+    text = render(view, 1_700_000_000)
+    assert "garrison-agent enroll" in text
+    assert "no models are assigned" in text
+    assert "not measured yet" in text
+
+
+def test_failures_are_explained_below() -> None:
+    alias = {**make_status()["aliases"][0], "state": "ROLLED_BACK", "error_code": "gate.accuracy"}
+    alias["error_message"] = "2 of 8 cases passed"
+    text = render(make_status(aliases=[alias], broker="b:1", connected=False), 0)
+    assert text.endswith("chat: 2 of 8 cases passed [gate.accuracy]")
+    assert "b:1, not connected" in text
+
+
+def test_the_command_prints_both_forms(serve: Serve, config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    serve(lambda command: make_status())
+    assert main(["--config", str(config), "status"]) == 0
+    assert "ALIAS" in capsys.readouterr().out
+    assert main(["status", "-o", "json", "--config", str(config)]) == 0
+    assert json.loads(capsys.readouterr().out) == make_status()

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from garrison_agent.runtimes.scoring import MAX_MATCHED_CHARS, choice_passes, generate_passes, label_passes
+from garrison_protocol.manifest import ChatMessage, ChoiceCase, GenerateCase, LabelCase, Tensor
+
+CHOICE = ChoiceCase(id="c", prompt="p", choices=("a", "b", "c"), expected=1)
+LABEL = LabelCase(
+    id="l", inputs=(Tensor(name="x", datatype="FP32", shape=(1,), data=(1.0,)),), output="y", expected_index=1,
+    min_score=0.5,
+)
+
+
+@pytest.mark.parametrize(
+    ("scores", "passes"),
+    [
+        ([-2.0, -1.0, -3.0], True),
+        ([-1.0, -2.0, -3.0], False),
+        ([-1.0, -1.0, -3.0], False),
+        ([-2.0, -1.0, math.nan], False),
+        ([math.nan, math.nan, math.nan], False),
+        ([-2.0, -1.0, None], False),
+        ([-2.0, -1.0, -math.inf], False),
+        ([-2.0, -1.0], False),
+    ],
+)
+def test_a_choice_passes_only_as_the_strict_and_finite_best(scores: list[float | None], passes: bool) -> None:
+    assert choice_passes(CHOICE, scores) is passes
+
+
+@pytest.mark.parametrize(
+    ("scores", "passes"),
+    [
+        ([0.1, 0.9], True),
+        ([0.5, 0.5], False),
+        ([0.2, 0.4], False),
+        ([0.9, 0.1], False),
+        ([0.1], False),
+        ([math.nan, 0.9], False),
+    ],
+)
+def test_a_label_passes_only_as_the_strict_best_with_enough_score(scores: list[float], passes: bool) -> None:
+    assert label_passes(LABEL, scores) is passes
+
+
+def generate_case(pattern: str) -> GenerateCase:
+    return GenerateCase(id="g", messages=(ChatMessage(role="user", content="hi"),), pattern=pattern)
+
+
+def test_a_pattern_is_searched_in_the_beginning_of_the_answer_only() -> None:
+    assert generate_passes(generate_case("(?i)paris"), "It is Paris.")
+    assert not generate_passes(generate_case("Paris"), "It is Rome.")
+    assert not generate_passes(generate_case("Paris"), " " * MAX_MATCHED_CHARS + "Paris")
+
+
+def test_an_invalid_pattern_fails() -> None:
+    assert not generate_passes(generate_case("("), "(")
