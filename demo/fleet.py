@@ -231,6 +231,10 @@ class Fleet:
         )
         self.garrison("serve", "init", "--config", str(self.config))
         self.garrison("serve", "broker-config", "--config", str(self.config), "--out", str(self.folder / "broker"))
+        if os.geteuid() == 0:
+            # Started by root, Mosquitto becomes user "mosquitto", who may not read keys in this folder.
+            with (self.folder / "broker" / "mosquitto.conf").open("a") as config:
+                config.write("user root\n")
 
     def start_broker(self) -> None:
         """Start Mosquitto and return once it listens."""

@@ -19,6 +19,7 @@ from garrison_controller.registry.blobs import BlobFolder
 from garrison_controller.registry.online import OnlineSigners
 from garrison_controller.registry.service import Registry
 from garrison_controller.registry.store import RegistryStore
+from garrison_controller.rollouts import service as rollouts
 from garrison_protocol.canonical import sha256_hex
 from garrison_protocol.errors import ConflictError, NotFoundError
 from garrison_protocol.states import KeyPurpose
@@ -71,6 +72,7 @@ class Controller:
         self.registry.on_timestamp = self.bus.publish_registry_timestamp
         self.scheduler = build_scheduler(
             (
+                Job("rollout-tick", config.rollouts.tick_s, self._tick),
                 Job("registry-refresh", REFRESH_S, self.registry.refresh_online),
                 Job("certificate-notices", NOTICE_S, self._notices),
             )
@@ -112,6 +114,10 @@ class Controller:
         with self.database.reading() as session:
             revoked = queries.revoked_certificates(session, now)
         pki.write_revocation_list(self.config.pki_dir, self.device_ca, revoked, now)
+
+    def _tick(self, now: datetime) -> None:
+        if rollouts.tick(self.database, self.keys.director, now):
+            self.bus.desired_changed()
 
     def _notices(self, now: datetime) -> None:
         certificates.notices(self.config, self.database, now)

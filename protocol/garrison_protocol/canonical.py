@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
 
 def canonical_json(value: object) -> bytes:
     """Return RFC 8785 bytes for values made of objects, arrays, strings, booleans, null, and integers.
@@ -15,7 +17,7 @@ def canonical_json(value: object) -> bytes:
         ValueError: ``value`` holds a float or an integer beyond 2**53.
     """
     _check(value)
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return _ENCODER.encode(value).encode()
 
 
 def sha256_hex(data: bytes) -> str:
@@ -36,7 +38,8 @@ def _check(value: object) -> None:
             for key, item in value.items():
                 if not isinstance(key, str):
                     raise ValueError("canonical JSON keys are strings")
-                _check(item)
+                if type(item) is not str:
+                    _check(item)
         case list() | tuple():
             for item in value:
                 _check(item)

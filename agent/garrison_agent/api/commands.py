@@ -191,7 +191,7 @@ class ListModels:
 
 @dataclass(frozen=True)
 class LoadModel:
-    """Answered with a ``LoadResult`` once the worker is ready to serve.
+    """Answered with a ``LoadResult`` once the worker is ready to serve and the route table shows its socket.
 
     ``name`` is an alias, ``<name>:<version>``, or a package name. Any number may wait for one load. Errors:
     ``model.unknown`` (NotFoundError), ``model.not_installed`` (ConflictError), and what loading failed with.

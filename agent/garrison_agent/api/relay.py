@@ -141,7 +141,7 @@ async def _pass_through(request: Request, reader: asyncio.StreamReader, answer: 
             continue
         data = answer.take()
         if answer.is_event_stream and not answer.complete:
-            data, tail = _whole_events(tail + data)
+            data, tail = whole_events(tail + data)
         else:
             data, tail = tail + data, b""
         if not request.started and (data or answer.complete or answer.is_event_stream):
@@ -161,7 +161,7 @@ async def _read(reader: asyncio.StreamReader) -> bytes:
     return data
 
 
-def _whole_events(data: bytes) -> tuple[bytes, bytes]:
+def whole_events(data: bytes) -> tuple[bytes, bytes]:
     """Split ``data`` behind its last complete server-sent event."""
     end = data.rfind(b"\n\n") + 2
     if end == 1 and len(data) <= _MAX_EVENT_BYTES:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import socket as sockets
+import socket as socketlib
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +24,7 @@ SOCKET_MODE = 0o660
 _MAX_CONNECTIONS = 128
 _BACKLOG = 64
 _GRACE_S = 3
+_FAREWELL_S = 1.0
 
 
 class LocalApi:
@@ -65,7 +66,7 @@ class LocalApi:
         Raises:
             UnavailableError: ``api.port_in_use``, ``api.address_unusable``, or ``api.socket_in_use``.
         """
-        doors: list[tuple[sockets.socket, type[HttpToolsProtocol]]] = []
+        doors: list[tuple[socketlib.socket, type[HttpToolsProtocol]]] = []
         if self._tcp_open:
             listener = _listen_tcp(*self._address)
             host, port = listener.getsockname()[:2]
@@ -86,8 +87,9 @@ class LocalApi:
         """Stop listening, give open requests a few seconds, and return when the thread has ended."""
         if self._thread is None or self._loop is None:
             return
-        self._loop.call_soon_threadsafe(self._request_stop)
-        self._thread.join()
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._request_stop)
+            self._thread.join()
         self._thread = None
         self._socket.unlink(missing_ok=True)
 
@@ -95,13 +97,15 @@ class LocalApi:
         for server in self._servers:
             server.stopping.set()
 
-    def _run(self, doors: list[tuple[sockets.socket, type[HttpToolsProtocol]]], ready: threading.Event) -> None:
+    def _run(self, doors: list[tuple[socketlib.socket, type[HttpToolsProtocol]]], ready: threading.Event) -> None:
         try:
             asyncio.run(self._serve(doors, ready))
         finally:
             ready.set()  # whoever starts us must not wait for ever; the exception reaches threading.excepthook
 
-    async def _serve(self, doors: list[tuple[sockets.socket, type[HttpToolsProtocol]]], ready: threading.Event) -> None:
+    async def _serve(
+        self, doors: list[tuple[socketlib.socket, type[HttpToolsProtocol]]], ready: threading.Event
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._servers = [_Server(_configure(self._app, protocol)) for _, protocol in doors]
         ready.set()  # both sockets listen already; the kernel queues connections until they are accepted
@@ -119,6 +123,12 @@ class _Server(uvicorn.Server):
 
     async def main_loop(self) -> None:
         await self.stopping.wait()
+
+    async def shutdown(self, sockets: list[socketlib.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        cut_short = set(self.server_state.tasks)
+        if cut_short:  # uvicorn has cancelled them; let them tell their clients why
+            await asyncio.wait(cut_short, timeout=_FAREWELL_S)
 
 
 class _UnixProtocol(HttpToolsProtocol):
@@ -149,11 +159,11 @@ def _configure(app: LocalApp, protocol: type[HttpToolsProtocol]) -> uvicorn.Conf
     )
 
 
-def _listen_tcp(host: str, port: int) -> sockets.socket:
-    family = sockets.AF_INET6 if ":" in host else sockets.AF_INET
-    listener = sockets.socket(family, sockets.SOCK_STREAM)
+def _listen_tcp(host: str, port: int) -> socketlib.socket:
+    family = socketlib.AF_INET6 if ":" in host else socketlib.AF_INET
+    listener = socketlib.socket(family, socketlib.SOCK_STREAM)
     try:
-        listener.setsockopt(sockets.SOL_SOCKET, sockets.SO_REUSEADDR, 1)
+        listener.setsockopt(socketlib.SOL_SOCKET, socketlib.SO_REUSEADDR, 1)
         listener.bind((host, port))
         listener.listen(_BACKLOG)
     except OSError as error:
@@ -169,10 +179,10 @@ def _listen_tcp(host: str, port: int) -> sockets.socket:
     return listener
 
 
-def _listen_unix(path: Path) -> sockets.socket:
+def _listen_unix(path: Path) -> socketlib.socket:
     if path.is_socket():
         _remove_stale(path)
-    listener = sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM)
+    listener = socketlib.socket(socketlib.AF_UNIX, socketlib.SOCK_STREAM)
     try:
         listener.bind(str(path))
         path.chmod(SOCKET_MODE)  # before listen(): nobody connects under the umask's mode
@@ -189,7 +199,7 @@ def _listen_unix(path: Path) -> sockets.socket:
 
 
 def _remove_stale(path: Path) -> None:
-    with sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM) as probe:
+    with socketlib.socket(socketlib.AF_UNIX, socketlib.SOCK_STREAM) as probe:
         try:
             probe.connect(str(path))
         except OSError:

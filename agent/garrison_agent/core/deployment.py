@@ -141,6 +141,7 @@ def _continue(draft: Draft) -> None:
     match slot.state, slot.variant:
         case ((State.ASSIGNED | State.WAITING), _):
             if slot.state is State.WAITING:
+                draft.slot = replace(slot, error_code=None, error_message=None)
                 draft.enter(State.ASSIGNED)
             draft.run(Resolve(slot.attempt, slot.package))
         case ((State.DOWNLOADING | State.VERIFYING), str(variant)):
@@ -231,8 +232,8 @@ def _candidate(draft: Draft, event: WorkerReady | WorkerFailed | WorkerExited) -
             draft.note("model.loaded", package, load_ms=load_ms, rss_mb=rss_mb, candidate=True)
             _evaluate(draft)
         case ((State.LOADING | State.EVALUATING), WorkerFailed(package, code, message)):
-            if code == service.CORRUPT:
-                draft.note("model.corrupt", package, detail=message)
+            if code in service.DAMAGED:
+                draft.note("model.corrupt", package, code=code, detail=message)
             _roll_back(draft, code, message)
         case ((State.LOADING | State.EVALUATING), WorkerExited(_, returncode)):
             _roll_back(draft, "model.crashed", f"its worker ended with status {returncode}")

@@ -32,7 +32,8 @@ LOAD_TIMEOUT_S = 1800.0
 """Hashing and loading 20 GB from an SD card takes minutes; nothing honest takes longer than this."""
 STEADY_S = 60.0
 """A worker that was ready this long did not crash on start."""
-CORRUPT = "model.digest_mismatch"
+DAMAGED = frozenset({"model.digest_mismatch", "model.file_missing", "model.manifest_missing"})
+"""What a worker cannot start from, but a repair can put right."""
 
 ServiceEvent = (
     WorkerReady | WorkerFailed | WorkerExited | RestartDue | Repaired | RepairFailed | LoadWanted | UnloadWanted
@@ -88,8 +89,8 @@ def handle(draft: Draft, event: ServiceEvent, now: Now) -> None:
             draft.note("model.loaded", package, load_ms=load_ms, rss_mb=rss_mb)
         case ((Phase.STARTING | Phase.READY), WorkerFailed(package, code, message)):
             draft.run(StopWorker(package))
-            if code == CORRUPT:
-                draft.note("model.corrupt", package, detail=message)
+            if code in DAMAGED:
+                draft.note("model.corrupt", package, code=code, detail=message)
                 _repair_after(draft, slot.failures)
                 draft.slot = replace(draft.slot, failures=slot.failures + 1)
             else:

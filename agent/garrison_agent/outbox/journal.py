@@ -293,19 +293,18 @@ class Journal:
     def _thin_segments(self, cap: int) -> int:
         execute = self._database.connection.execute
         _, _, _, acked = self._stream(Stream.AUDIT)
-        where = "kind = ? AND body IS NOT NULL"
-        (count,) = execute(f"SELECT count(*) FROM entry WHERE {where}", (SEGMENT_KIND,)).fetchone()  # noqa: S608 (constant text)
+        (count,) = execute("SELECT count(*) FROM entry WHERE kind = ? AND body IS NOT NULL", (SEGMENT_KIND,)).fetchone()
         if count <= cap:
             return 0
         numbers = [
             seq
             for (seq,) in execute(
-                f"SELECT seq FROM entry WHERE {where} ORDER BY seq LIMIT ?",  # noqa: S608 (constant text)
+                "SELECT seq FROM entry WHERE kind = ? AND body IS NOT NULL ORDER BY seq LIMIT ?",
                 (SEGMENT_KIND, count - int(cap * KEPT_AFTER_THINNING)),
             )
         ]
         execute(
-            f"UPDATE entry SET body = NULL, salt = NULL WHERE {where} AND seq <= ?",  # noqa: S608 (constant text)
+            "UPDATE entry SET body = NULL, salt = NULL WHERE kind = ? AND body IS NOT NULL AND seq <= ?",
             (SEGMENT_KIND, numbers[-1]),
         )
         self.append(

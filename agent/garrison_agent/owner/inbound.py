@@ -110,7 +110,7 @@ class Inbound:
     def _open(self, payload: bytes, purpose: KeyPurpose, kind: str) -> Opened:
         opened = unseal(payload, self._trust.public_key(purpose))
         if opened.kind != kind:
-            raise InvalidError("envelope.kind_unexpected", f"a {opened.kind[:40]} message where {kind} is due")
+            raise InvalidError("envelope.kind_unexpected", f"a {opened.kind[:40]!r} message where {kind} is due")
         return opened
 
     def _desired(self, payload: bytes, *, wait: bool) -> None:

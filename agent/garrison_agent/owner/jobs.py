@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
@@ -18,6 +19,8 @@ from garrison_protocol.messages.desired import GateLimits
 from garrison_protocol.messages.report import EvaluationSummary
 from garrison_protocol.states import WaitReason
 
+REPORT_EVERY_S = 0.25
+"""Chunks come by the hundred; nobody looks at progress that often."""
 Report = Callable[[int, int], None]
 IsCancelled = Callable[[], bool]
 
@@ -92,8 +95,12 @@ class Jobs:
         self.cancel(alias, kind)
         cancelled = self._current[alias, kind] = threading.Event()
 
+        reported_at = float("-inf")
+
         def report(done: int, total: int) -> None:
-            if not cancelled.is_set():
+            nonlocal reported_at
+            if not cancelled.is_set() and (done >= total or time.monotonic() - reported_at >= REPORT_EVERY_S):
+                reported_at = time.monotonic()
                 self._post(Progress(alias, done, total))
 
         def job() -> None:

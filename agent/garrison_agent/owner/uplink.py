@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import Protocol
@@ -15,6 +16,7 @@ from garrison_agent.owner.numbers import ConnectionNumbers
 from garrison_agent.owner.timers import Timers
 from garrison_protocol import topics
 from garrison_protocol.envelope import seal
+from garrison_protocol.errors import InsufficientError
 from garrison_protocol.keys import SigningKey
 from garrison_protocol.messages.base import Message, encode
 from garrison_protocol.messages.report import REPORT_KIND, STATUS_KIND, Report, Status
@@ -26,6 +28,7 @@ COALESCE_S = 0.5
 REFUSED_RETRY_S = 0.1
 """When to offer a message again that the link did not take."""
 AGENT_VERSION = version("garrison")
+_log = logging.getLogger(__name__)
 _REVISION = "report.revision"
 _TOPICS = {Stream.AUDIT: topics.Up.AUDIT, Stream.TELEMETRY: topics.Up.TELEMETRY}
 """In the order in which they are sent."""
@@ -163,7 +166,9 @@ class Uplink:
     def _publish_state(self, link: Link, now_s: float) -> None:
         if self._report_due:
             self._seal_report()
-            self._report_due = not link.publish(self._topic(topics.Up.REPORT), self._sealed_report)
+            self._report_due = bool(self._sealed_report) and not link.publish(
+                self._topic(topics.Up.REPORT), self._sealed_report
+            )
         if self._status_due:
             birth = self._seal(STATUS_KIND, self._filled(online=True))
             self._status_due = not link.publish(self._topic(topics.Up.STATUS), birth, retain=True)
@@ -177,8 +182,12 @@ class Uplink:
         facts = self._report()
         if facts == self._facts:
             return
+        try:
+            self._database.put(_REVISION, str(self._revision + 1))
+        except InsufficientError as error:
+            _log.error("no new report: %s. %s", error, error.hint)
+            return
         self._revision += 1
-        self._database.put(_REVISION, str(self._revision))
         sent_at = round(self._now().wall_s * 1000)
         body = facts.model_copy(update={"revision": self._revision, "sent_at": sent_at})
         self._facts, self._sealed_report = facts, self._seal(REPORT_KIND, body)

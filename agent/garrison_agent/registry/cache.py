@@ -34,7 +34,7 @@ class StoredState(BaseModel):
 
 
 class MetadataCache:
-    """The cache in ``folder``; one process at a time writes, inside ``lock()``."""
+    """The cache in ``folder``; one process at a time writes, inside ``lock()``. Reading needs no lock."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -121,26 +121,25 @@ def offline(
     from garrison_agent.registry import chain
 
     cache = MetadataCache(folder)
-    with cache.lock():
-        state = cache.load()
-        if state is None:
-            raise NotFoundError(
-                "registry.empty",
-                f"{folder} holds no registry metadata yet",
-                hint="the board must reach its controller once before it can work without",
-            )
-        then = datetime.fromtimestamp(trusted_at, UTC)
-        trusted = chain.verify(state, cache.roots(), bootstrap, at=then, high_water=high_water)
-        now = max(then, datetime.now(UTC), floor or then)
-        freshness = Freshness.STALE if trusted.expired(now) else Freshness.FRESH
+    state = cache.load()
+    if state is None:
+        raise NotFoundError(
+            "registry.empty",
+            f"{folder} holds no registry metadata yet",
+            hint="the board must reach its controller once before it can work without",
+        )
+    then = datetime.fromtimestamp(trusted_at, UTC)
+    trusted = chain.verify(state, cache.roots(), bootstrap, at=then, high_water=high_water)
+    now = max(then, datetime.now(UTC), floor or then)
+    freshness = Freshness.STALE if trusted.expired(now) else Freshness.FRESH
 
-        def obtain(path: str, sha256: str, _length: int) -> bytes | None:
-            data = cache.target(sha256)
-            if data is None and path == FLEET_TARGET:
-                raise _damaged(path, "it is missing from the cache or damaged there")
-            return data
+    def obtain(path: str, sha256: str, _length: int) -> bytes | None:
+        data = cache.target(sha256)
+        if data is None and path == FLEET_TARGET:
+            raise _damaged(path, "it is missing from the cache or damaged there")
+        return data
 
-        return _view(trusted, want, freshness, then, obtain)
+    return _view(trusted, want, freshness, then, obtain)
 
 
 def admit(view: Refresh, package: PackageRef) -> Manifest:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -35,6 +36,7 @@ class _Request(BaseModel):
     floor: float | None
     """Unix seconds."""
     trusted_at: int = 0
+    timeout_s: float
 
 
 class _View(BaseModel):
@@ -89,6 +91,7 @@ class TrustVerifier:
                 url=self._url,
                 high_water=dict(high_water),
                 want=list(want),
+                timeout_s=self._timeout_s,
                 floor=floor.timestamp(),
             )
         )
@@ -109,6 +112,7 @@ class TrustVerifier:
                 url=self._url,
                 high_water=dict(high_water),
                 want=list(want),
+                timeout_s=self._timeout_s,
                 floor=None if floor is None else floor.timestamp(),
                 trusted_at=trusted_at,
             )
@@ -172,6 +176,7 @@ def _refresh(view: _View) -> Refresh:
 def main() -> int:
     """Answer one request from stdin; the status is 0 even for a refusal, which is an answer."""
     request = _Request.model_validate_json(sys.stdin.buffer.read())
+    signal.alarm(max(1, round(request.timeout_s)))  # if the agent was killed, nobody else ends this process
     try:
         answer = _Answer(view=_run(request))
     except GarrisonError as error:

@@ -163,7 +163,7 @@ def _array(data: list[Any], spec: TensorSpec) -> Array:
     if array.dtype.kind not in _KINDS[datatype.rstrip("0123456789")]:
         _refuse("data_mismatch", f"input {name!r}: the data does not hold {datatype} values only")
     if array.dtype.kind in "iu" and np.issubdtype(target, np.integer):
-        bounds = np.iinfo(target)  # type: ignore[type-var]
+        bounds = np.iinfo(np.dtype(target))
         if int(array.min()) < bounds.min or int(array.max()) > bounds.max:
             _refuse("data_mismatch", f"input {name!r}: a value does not fit {datatype}")
     return array.astype(target)

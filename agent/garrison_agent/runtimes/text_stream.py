@@ -34,10 +34,11 @@ class TextStream:
 
     def _release(self, text: str) -> str:
         """Keep back the longest end of ``text`` that may become a stop string; return the rest."""
-        found = min((at for at in (text.find(stop) for stop in self._stop) if at >= 0), default=-1)
-        if found >= 0:
+        # The stop that is complete first counts, so that the cut does not depend on how the text came in pieces.
+        found = [(start + len(stop), start) for stop in self._stop if (start := text.find(stop)) >= 0]
+        if found:
             self.stopped, self._held = True, ""
-            return text[:found]
+            return text[: min(found)[1]]
         keep = max(_overlap(text, stop) for stop in self._stop)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.types import Scope
 
-from garrison_controller.api import access, blobs, devices, errors, registry
+from garrison_controller.api import access, audit, blobs, devices, errors, registry, rollouts, telemetry
 from garrison_controller.api.devices import TheController
 from garrison_controller.api.limits import BodyLimit
 from garrison_controller.wiring import Controller
@@ -30,8 +30,8 @@ def create_app(controller: Controller) -> FastAPI:
     app.state.controller = controller
     errors.install(app)
     app.add_middleware(BodyLimit, streams=_streams)
-    for router in (devices.router, access.router, registry.router, blobs.router):
-        app.include_router(router)
+    for part in (devices, access, registry, blobs, rollouts, audit, telemetry):
+        app.include_router(part.router)
     app.get("/healthz", tags=["health"])(get_health)
     return app
 

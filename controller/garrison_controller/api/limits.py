@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 from starlette.responses import JSONResponse
@@ -32,7 +33,7 @@ class BodyLimit:
             return
         limit = MAX_BOARD_BODY_BYTES if scope["path"].startswith("/device/") else MAX_BODY_BYTES
         received = 0
-        answered = False
+        begun = False
 
         async def bounded() -> Message:
             nonlocal received
@@ -43,14 +44,14 @@ class BodyLimit:
             return message
 
         async def watched(message: Message) -> None:
-            nonlocal answered
-            answered = True
-            await send(message)
+            nonlocal begun
+            # FastAPI answers 400 itself when a body cannot be read; ours says more.
+            if begun or received <= limit:
+                begun = True
+                await send(message)
 
-        try:
+        with contextlib.suppress(_TooLargeError):
             await self._app(scope, bounded, watched)
-        except _TooLargeError:
-            if answered:
-                raise
+        if received > limit and not begun:
             error = InvalidError("request.too_large", f"a body above {limit} bytes", hint="send less at once")
             await JSONResponse(error.to_dict(), status_code=413, headers={"Connection": "close"})(scope, receive, send)

@@ -155,9 +155,7 @@ def _contradiction(session: Session, state: StreamState, entries: list[chain.Ent
                 StreamRow.epoch == state.epoch,
                 StreamRow.seq.between(known[0].seq, known[-1].seq),
             )
-        )
-        .tuples()
-        .all()
+        ).all()
     )
     for entry in known:
         if stored.get(entry.seq, entry.hash) != entry.hash:

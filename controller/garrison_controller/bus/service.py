@@ -195,7 +195,7 @@ class Bus:
             .limit(room + len(busy))
         )
         with self._database.reading() as session:
-            due = [row for row in session.execute(statement).tuples() if row[0] not in busy]
+            due = [row for row in session.execute(statement) if row[0] not in busy]
         for device, counter, sealed in due[:room]:
             mid = self._link.publish(topics.down(device, Down.DESIRED), sealed, retain=True)
             if mid is None:

@@ -19,7 +19,6 @@ from garrison_controller.config import load_config
 from garrison_controller.db.base import Database
 from garrison_controller.db.migrations import upgrade
 from garrison_controller.devices.pki import check_initialised, replace_file
-from garrison_protocol.errors import InvalidError
 
 app = typer.Typer(help="Rights: log in, principals, tokens, roles.", no_args_is_help=True)
 principal_app = typer.Typer(help="People and services.", no_args_is_help=True)
@@ -63,8 +62,6 @@ def login(
     output: OutputOption = OutputFormat.TABLE,
 ) -> None:
     """Store where the controller is and your token, readable by you alone, after trying them."""
-    if not url.startswith("https://"):
-        raise InvalidError("login.url_malformed", f"{url} is no https address", hint="write https://HOST:PORT")
     secret = token or str(typer.prompt("API token", hide_input=True, err=True))
     wanted = Login(url.rstrip("/"), secret.strip(), ca.resolve() if ca else None)
     with ApiClient(wanted) as client:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import typer
 
-from garrison_controller.cli import access, device, serve
+from garrison_controller.cli import access, audit, device, model, registry, rollout, serve
 from garrison_controller.cli.output import print_error
 from garrison_protocol.errors import GarrisonError
 
@@ -28,7 +28,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(access.app, name="access")
+app.add_typer(audit.app, name="audit")
 app.add_typer(device.app, name="device")
+app.add_typer(model.app, name="model")
+app.add_typer(registry.app, name="registry")
+app.add_typer(rollout.app, name="rollout")
 app.add_typer(serve.app, name="serve")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -79,7 +78,10 @@ def confirm_signing(yes: bool) -> None:
     """
     if yes:
         return
-    agreed = sys.stdin is not None and typer.confirm("Sign this?", default=False, err=True)
+    try:
+        agreed = typer.confirm("Sign this?", default=False, err=True)
+    except typer.Abort:  # nobody there to answer
+        agreed = False
     if not agreed:
         raise InvalidError("signing.not_confirmed", "nothing was signed", hint="answer y, or give --yes")
 

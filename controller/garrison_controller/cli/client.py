@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -83,13 +84,19 @@ def read_login() -> Login:
 
 
 class ApiClient:
-    """One controller, seen by one principal. Every method raises the ``GarrisonError`` that the server answered."""
+    """One controller, seen by one principal; with an empty token, by a stranger.
+
+    Every method raises the ``GarrisonError`` that the server answered.
+    """
 
     def __init__(self, login: Login, transport: httpx.BaseTransport | None = None) -> None:
-        self.url = login.url
+        self.url = _checked(login).url
+        headers = {"Accept": "application/json"}
+        if login.token:
+            headers["Authorization"] = f"Bearer {login.token}"
         self._http = httpx.Client(
             base_url=login.url,
-            headers={"Authorization": f"Bearer {login.token}", "Accept": "application/json"},
+            headers=headers,
             timeout=TIMEOUT_S,
             verify=_trust(login.ca),
             transport=transport,
@@ -231,6 +238,23 @@ def error_from(status: int, body: bytes) -> GarrisonError:
 
 
 _RESERVED = frozenset({"code", "message", "hint", "retryable"})
+
+
+def _checked(login: Login) -> Login:
+    """Return ``login`` if it can be sent at all.
+
+    Raises:
+        InvalidError: ``login.url_malformed`` or ``login.token_malformed``.
+    """
+    try:
+        usable = urlsplit(login.url).scheme == "https" and bool(httpx.URL(login.url).host)
+    except (httpx.InvalidURL, ValueError):
+        usable = False
+    if not usable:
+        raise InvalidError("login.url_malformed", f"{login.url!r} is no https address", hint="write https://HOST:PORT")
+    if not login.token.isascii() or not login.token.isprintable():
+        raise InvalidError("login.token_malformed", "the API token has a line break or odd characters", hint="log in")
+    return login
 
 
 def _trust(ca: Path | None) -> ssl.SSLContext:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import quote
 
 import typer
 from rich.console import Console
@@ -114,13 +115,13 @@ def show(
     name, _, version = model.partition(":")
     with ApiClient.from_environment() as client:
         if not version:
-            found = client.get(f"/api/v1/models/{name}")["models"]
+            found = client.get(f"/api/v1/models/{quote(name, safe='')}")["models"]
             if not found:
                 raise NotFoundError(
                     "model.not_found", f"no model {name} is published", hint="see `garrison model list`"
                 )
             version = str(found[0]["version"])
-        answer = client.get(f"/api/v1/models/{name}/versions/{version}")
+        answer = client.get(f"/api/v1/models/{quote(name, safe='')}/versions/{quote(version, safe='')}")
     manifest = answer["manifest"]
     fields = {key: value for key, value in answer.items() if key != "manifest"}
     fields["variants"] = [

@@ -96,14 +96,14 @@ class Output:
 def cell(value: object) -> str:
     """Return ``value`` as one table cell."""
     match value:
-        case None | "" | [] | {}:
+        case None | "" | []:
             return NOTHING
         case bool():
             return "yes" if value else "no"
         case float():
             return f"{value:.1f}"
         case dict():
-            return ", ".join(f"{key}={item}" for key, item in value.items())
+            return ", ".join(f"{key}={item}" for key, item in value.items()) or NOTHING
         case list() | tuple():
             return ", ".join(str(item) for item in value)
         case _:

@@ -28,7 +28,7 @@ from garrison_protocol.errors import UnavailableError
 
 app = typer.Typer(help="The controller itself: create, run, look at it.", no_args_is_help=True)
 
-ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML file [/etc/garrison/controller.toml].")]
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML; /etc/garrison/controller.toml by default.")]
 GRACE_S = 5
 KEEP_ALIVE_S = 30
 BACKLOG = 1024

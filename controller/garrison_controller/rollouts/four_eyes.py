@@ -41,7 +41,13 @@ _FROZEN = (
     "digest",
 )
 _CHANGED = " OR ".join(f"NEW.{column} <> OLD.{column}" for column in _FROZEN)
-_FROZEN_GROUP = "NEW.rollout_id <> OLD.rollout_id OR NEW.position <> OLD.position OR NEW.name <> OLD.name"
+_FROZEN_GROUP = " OR ".join(
+    (
+        "NEW.rollout_id <> OLD.rollout_id OR NEW.position <> OLD.position OR NEW.name <> OLD.name",
+        "COALESCE(NEW.filter, '') <> COALESCE(OLD.filter, '')",
+        "COALESCE(NEW.percent, 0) <> COALESCE(OLD.percent, 0)",
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)

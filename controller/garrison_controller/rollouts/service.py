@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from garrison_controller.access import rules as access_rules
 from garrison_controller.access.events import record_event
 from garrison_controller.access.service import Identified
+from garrison_controller.db.base import Database
 from garrison_controller.devices.filter import parse_filter
 from garrison_controller.rollouts import execution, queries
 from garrison_controller.rollouts.specification import RolloutSpec, digest
@@ -228,6 +229,18 @@ def trigger_next_group(
     record_event(session, now, actor.name, "rollout.trigger-next-group", rollout.name, detail={"group": name})
     execution.advance(session, rollout, director, now)
     return name
+
+
+def tick(database: Database, director: SigningKey, now: datetime) -> bool:
+    """Advance every running rollout, each in a transaction of its own; return whether desired state changed."""
+    with database.reading() as session:
+        running = queries.running_ids(session)
+    changed = False
+    for rollout_id in running:
+        with database.session() as session:
+            rollout = queries.find(session, rollout_id, lock=True)
+            changed = execution.advance(session, rollout, director, now) or changed
+    return changed
 
 
 def immutable_facts(rollout: Rollout) -> dict[str, object]:

@@ -208,7 +208,8 @@ def test_no_worker_outlives_a_killed_agent(short_folder: Path) -> None:
         from garrison_protocol.states import Engine
 
         file = WorkerFile("model.onnx", {file.sha256!r}, {file.size}, Path({str(file.disk_path)!r}))
-        spec = WorkerSpec("m:1", Engine.ONNXRUNTIME, (file,), Path({str(short_folder / "orphan.sock")!r}), 1, 1, 1, {{}})
+        socket = Path({str(short_folder / "orphan.sock")!r})
+        spec = WorkerSpec("m:1", Engine.ONNXRUNTIME, (file,), socket, 1, 1, 1, {{}})
         ready = threading.Event()
         worker = Worker(spec, lambda event: ready.set() if isinstance(event, Ready) else None)
         worker.start()
@@ -218,10 +219,12 @@ def test_no_worker_outlives_a_killed_agent(short_folder: Path) -> None:
         """
     )
     with subprocess.Popen([sys.executable, "-c", agent], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        pid = int(process.stdout.readline())
-        assert is_running(pid)
-        process.kill()
+        try:
+            assert process.stdout is not None
+            pid = int(process.stdout.readline())
+            assert is_running(pid)
+        finally:
+            process.kill()
     eventually(lambda: not is_running(pid), "the worker ends")
 
 

@@ -164,9 +164,13 @@ def test_principal_names_that_mean_something_else_are_refused(database: Database
 
 
 def test_every_change_is_recorded_in_its_own_transaction(database: Database) -> None:
-    with pytest.raises(RuntimeError, match="crash"), database.session() as session:
-        bootstrapped(session)
-        raise RuntimeError("crash")
+    def crash() -> None:
+        with database.session() as session:
+            bootstrapped(session)
+            raise RuntimeError("crash")
+
+    with pytest.raises(RuntimeError, match="crash"):
+        crash()
     with database.session() as session:
         assert actions(session) == []
         alice = bootstrapped(session)

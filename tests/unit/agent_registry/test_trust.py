@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from securesystemslib.signer import CryptoSigner
 
+from garrison_agent.registry.cache import MetadataCache
 from garrison_agent.registry.files import write_atomic
 from garrison_agent.registry.trust import Refresh, admit, offline, refresh
 from garrison_protocol.errors import GarrisonError, NotFoundError, RefusedError, UnavailableError
@@ -247,6 +248,12 @@ def test_offline_after_expiry_is_stale_and_still_verified(board: Board, reposito
     assert months_later.manifests == {TINY.path: TINY.manifest_bytes}
     with pytest.raises(RefusedError, match=r"registry\.stale"):
         admit(months_later, TINY.ref)
+
+
+def test_offline_does_not_wait_for_a_refresh_that_hangs(board: Board) -> None:
+    view = board.refresh()
+    with MetadataCache(board.folder).lock():
+        assert board.offline() == view
 
 
 def test_offline_at_a_time_when_it_was_not_valid_is_refused(board: Board) -> None:

@@ -76,6 +76,12 @@ def test_a_verifier_that_dies_is_an_error_not_a_hang(rig: Rig, monkeypatch: pyte
         rig.verifier.refresh({}, PAST, [])
 
 
+def test_a_controller_that_hangs_is_given_up(rig: Rig) -> None:
+    rig.server.hold = ("timestamp.json", 0)
+    with pytest.raises(UnavailableError, match="did not answer within 1 s"):
+        TrustVerifier(rig.folder, rig.server.url, timeout_s=1).refresh({}, PAST, [])
+
+
 def test_importing_it_does_not_load_python_tuf() -> None:
     code = (
         "import sys, garrison_agent.registry.verifier, garrison_agent.registry.trust, garrison_agent.registry.download,"

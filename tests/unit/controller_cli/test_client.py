@@ -106,3 +106,15 @@ def test_an_upload_continues_where_it_stopped(tmp_path: Path) -> None:
     }
     assert seen == {"body": file.read_bytes()[2000:], "place": "bytes 2000-2559/2560", "method": "PUT"}
     assert progress == [(2560, 2560)]
+
+
+@pytest.mark.parametrize("url", ["http://plain", "fleet.example", "https://", "https://[bad", "https://a:port"])
+def test_an_address_that_cannot_be_called_is_named(url: str) -> None:
+    with pytest.raises(InvalidError, match=r"login\.url_malformed"):
+        ApiClient(Login(url, "x", None))
+
+
+@pytest.mark.parametrize("token", ["a\nb", "\u00e9"])
+def test_a_token_that_cannot_be_sent_is_not_sent(token: str) -> None:
+    with pytest.raises(InvalidError, match=r"login\.token_malformed"):
+        ApiClient(Login("https://fleet.example", token, None))

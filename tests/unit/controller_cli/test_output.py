@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -66,7 +67,7 @@ def test_durations() -> None:
 
 
 def test_the_summary_of_samples_counts_what_was_taken_offline() -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"online": True, "completion_tokens": 10, "tps_milli": 20_000},
         {"online": False, "completion_tokens": 5, "tps_milli": 30_000},
         {"online": False},

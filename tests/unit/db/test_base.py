@@ -35,10 +35,15 @@ def subjects(database: Database) -> list[str]:
 def test_a_session_is_one_transaction(database: Database) -> None:
     with database.session() as session:
         session.add(event(1))
-    with pytest.raises(RuntimeError, match="no"), database.session() as session:
-        session.add(event(2))
-        session.flush()
-        raise RuntimeError("no")
+
+    def fail() -> None:
+        with database.session() as session:
+            session.add(event(2))
+            session.flush()
+            raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no"):
+        fail()
     assert subjects(database) == ["1"]
 
 

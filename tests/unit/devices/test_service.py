@@ -165,7 +165,7 @@ def test_labels_that_filters_could_not_name_are_refused(database: Database, labe
 
 
 def test_a_session_needs_the_identity_key_and_a_fresh_nonce(database: Database, authority: Authority) -> None:
-    sessions, board = Sessions(lambda: NOW.timestamp()), Board()
+    sessions, board = Sessions(NOW.timestamp), Board()
     with database.session() as session:
         enrol(session, authority, board.enrol_request(new_token(session)))
         request = board.session_request("edge-1", sessions.nonce())
@@ -180,7 +180,7 @@ def test_a_session_needs_the_identity_key_and_a_fresh_nonce(database: Database, 
 
 
 def test_a_revoked_board_is_refused_at_once(database: Database, authority: Authority) -> None:
-    sessions, board = Sessions(lambda: NOW.timestamp()), Board()
+    sessions, board = Sessions(NOW.timestamp), Board()
     with database.session() as session:
         enrol(session, authority, board.enrol_request(new_token(session)))
         bearer = service.open_session(session, board.session_request("edge-1", sessions.nonce()), sessions)

@@ -28,11 +28,11 @@ POLICY = Policy(
 )
 
 
-def group(status: GroupStatus, *states: TargetState, position: int = 0, **changes: object) -> GroupFacts:
+def group(status: GroupStatus, *states: TargetState, position: int = 0, accepted: int = 0) -> GroupFacts:
     targets = tuple(
         TargetFacts(f"b{place}", state, assigned_at=NOW, started_at=NOW) for place, state in enumerate(states)
     )
-    return replace(GroupFacts(position, f"g{position}", status, targets), **changes)  # type: ignore[arg-type]
+    return GroupFacts(position, f"g{position}", status, targets, accepted)
 
 
 RUN, DUE, DONE = GroupStatus.RUNNING, GroupStatus.SCHEDULED, GroupStatus.FINISHED
@@ -88,8 +88,8 @@ def test_min_executed_never_exceeds_the_group() -> None:
 
 def test_accepted_failures_do_not_pause_again() -> None:
     policy = replace(POLICY, success_threshold=50)
-    assert rules.tick(policy, [group(RUN, BAD, P, P, accepted_failures=1)], NOW) == ()
-    (action,) = rules.tick(policy, [group(RUN, BAD, BAD, P, accepted_failures=1)], NOW)
+    assert rules.tick(policy, [group(RUN, BAD, P, P, accepted=1)], NOW) == ()
+    (action,) = rules.tick(policy, [group(RUN, BAD, BAD, P, accepted=1)], NOW)
     assert isinstance(action, FailGroup)
 
 

@@ -276,8 +276,8 @@ def test_every_step_of_people_and_controller_is_recorded(fleet: Fleet) -> None:
     rollout = fleet.begin()
     fleet.report("edge-1", rollout, DeploymentState.FAILED, 3)
     with fleet.database.reading() as session:
-        rows = session.execute(select(AdminEvent.principal, AdminEvent.action).order_by(AdminEvent.id)).tuples()
-        events = list(rows)
+        rows = session.execute(select(AdminEvent.principal, AdminEvent.action).order_by(AdminEvent.id))
+        events = [tuple(row) for row in rows]
     assert events == [
         ("alice", "rollout.create"),
         ("bob", "rollout.approve"),

@@ -9,7 +9,10 @@ from garrison_protocol.manifest import ChatMessage, ChoiceCase, GenerateCase, La
 
 CHOICE = ChoiceCase(id="c", prompt="p", choices=("a", "b", "c"), expected=1)
 LABEL = LabelCase(
-    id="l", inputs=(Tensor(name="x", datatype="FP32", shape=(1,), data=(1.0,)),), output="y", expected_index=1,
+    id="l",
+    inputs=(Tensor(name="x", datatype="FP32", shape=(1,), data=(1.0,)),),
+    output="y",
+    expected_index=1,
     min_score=0.5,
 )
 

@@ -44,7 +44,7 @@ def test_anything_else_on_the_pipe_is_refused(line: bytes) -> None:
 
 def test_a_record_holds_no_text_of_the_request() -> None:
     line = encode_event(RequestDone(RequestRecord("chat", ok=True)))
-    assert b"prompt\"" not in line
+    assert b'prompt"' not in line
     assert b"content" not in line
 
 

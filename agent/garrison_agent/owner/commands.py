@@ -1,0 +1,257 @@
+"""Answers to the local API's commands. Loading and unloading answer when the worker is there, or gone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from garrison_agent.api.commands import (
+    Doctor,
+    GetStatus,
+    ListCache,
+    ListModels,
+    LoadModel,
+    LoadResult,
+    RemoveFromCache,
+    RemoveResult,
+    UnloadModel,
+    UnloadResult,
+    unknown_model,
+)
+from garrison_agent.core.slot import LoadWanted, Phase, Slot, UnloadWanted
+from garrison_agent.events import Asked
+from garrison_agent.outbox.journal import Journal
+from garrison_agent.owner.deployments import Deployments
+from garrison_agent.owner.shelf import Package, Shelf
+from garrison_agent.owner.views import Views
+from garrison_agent.owner.workers import Workers
+from garrison_protocol.errors import (
+    ConflictError,
+    GarrisonError,
+    InsufficientError,
+    InvalidError,
+    NotFoundError,
+    UnavailableError,
+)
+from garrison_protocol.manifest import PackageRef
+from garrison_protocol.states import DeploymentState, Stream
+
+_SWITCHING = frozenset(
+    {
+        DeploymentState.LOADING,
+        DeploymentState.EVALUATING,
+        DeploymentState.SOAKING,
+        DeploymentState.ROLLING_BACK,
+        DeploymentState.DOWN,
+    }
+)
+
+
+@dataclass(frozen=True)
+class _Waiter:
+    answer: Future[object]
+    alias: str
+    package: PackageRef
+    load: bool
+    turn: int
+    """The slot's turn when the wish was delivered: a failure of before is not this one's."""
+
+
+class Commands:
+    """Owner thread only. ``settle`` looks at those who wait; call it after every event."""
+
+    def __init__(
+        self,
+        *,
+        deployments: Deployments,
+        workers: Workers,
+        shelf: Shelf,
+        journal: Journal,
+        views: Views,
+        memory_budget_mb: int,
+    ) -> None:
+        self._deployments = deployments
+        self._workers = workers
+        self._shelf = shelf
+        self._journal = journal
+        self._views = views
+        self._memory_budget_mb = memory_budget_mb
+        self._waiters: list[_Waiter] = []
+
+    def handle(self, asked: Asked) -> None:
+        """Answer one command, now or later."""
+        if not asked.answer.set_running_or_notify_cancel():
+            return
+        try:
+            match asked.command:
+                case GetStatus():
+                    asked.answer.set_result(self._views.status())
+                case ListModels():
+                    asked.answer.set_result(self._views.models())
+                case ListCache():
+                    asked.answer.set_result(self._views.cache())
+                case Doctor():
+                    asked.answer.set_result(self._views.doctor())
+                case RemoveFromCache(name):
+                    asked.answer.set_result(self._remove(name))
+                case LoadModel(name):
+                    self._load(name, asked.answer)
+                case UnloadModel(name):
+                    self._unload(name, asked.answer)
+        except GarrisonError as error:
+            asked.answer.set_exception(error)
+
+    def settle(self) -> None:
+        """Answer those whose model is loaded, unloaded, or has failed by now."""
+        if self._waiters:
+            self._waiters = [waiter for waiter in self._waiters if not self._settled(waiter)]
+
+    def stop(self) -> None:
+        """Send everybody away who still waits."""
+        for waiter in self._waiters:
+            waiter.answer.set_exception(
+                UnavailableError("agent.stopping", "the agent is stopping", hint="retry in a moment", retryable=True)
+            )
+        self._waiters = []
+
+    def _load(self, name: str, answer: Future[object]) -> None:
+        slot = self._slot(name)
+        serving = slot.serving
+        if serving is None:
+            raise ConflictError(
+                "model.not_installed",
+                f"{slot.alias} is {slot.state.value} and has nothing to load yet",
+                hint="follow it with: garrison-agent status",
+            )
+        if slot.phase is Phase.READY:
+            answer.set_result(LoadResult(id=serving.package.id, alias=slot.alias, outcome="already_loaded"))
+            return
+        self._require_memory(slot, serving.package, serving.variant)
+        if slot.phase is Phase.OFF and slot.state not in _SWITCHING:
+            self._journal.append(Stream.AUDIT, "api.load", {"alias": slot.alias, "model": serving.package.id})
+        self._deployments.deliver(slot.alias, LoadWanted())
+        turn = self._deployments.slots[slot.alias].turn
+        self._waiters.append(_Waiter(answer, slot.alias, serving.package, load=True, turn=turn))
+
+    def _unload(self, name: str, answer: Future[object]) -> None:
+        slot = self._slot(name)
+        if slot.state in _SWITCHING:
+            raise ConflictError(
+                "model.busy",
+                f"{slot.alias} is {slot.state.value}; its models come and go by themselves now",
+                hint="wait until the deployment has ended: garrison-agent status",
+            )
+        if slot.serving is None or slot.phase is Phase.OFF:
+            id = (slot.package if slot.serving is None else slot.serving.package).id
+            answer.set_result(UnloadResult(id=id, alias=slot.alias, outcome="not_loaded"))
+            return
+        package = slot.serving.package
+        self._journal.append(Stream.AUDIT, "api.unload", {"alias": slot.alias, "model": package.id})
+        self._deployments.deliver(slot.alias, UnloadWanted())
+        turn = self._deployments.slots[slot.alias].turn
+        self._waiters.append(_Waiter(answer, slot.alias, package, load=False, turn=turn))
+
+    def _settled(self, waiter: _Waiter) -> bool:
+        slot = self._deployments.slots[waiter.alias]
+        model = waiter.package.id
+        if not waiter.load:
+            if not self._workers.gone(waiter.alias, waiter.package):
+                return False
+            waiter.answer.set_result(UnloadResult(id=model, alias=waiter.alias, outcome="unloaded"))
+            return True
+        if slot.serving is None:
+            waiter.answer.set_exception(NotFoundError("model.unknown", f"{waiter.alias} was removed meanwhile"))
+            return True
+        if slot.phase is Phase.READY:
+            waiter.answer.set_result(LoadResult(id=slot.serving.package.id, alias=slot.alias, outcome="loaded"))
+            return True
+        error = _load_failure(slot, waiter)
+        if error is None:
+            return False
+        waiter.answer.set_exception(error)
+        return True
+
+    def _require_memory(self, slot: Slot, package: PackageRef, variant_name: str) -> None:
+        if slot.phase is not Phase.OFF:
+            return
+        _, variant = self._shelf.variant(package, variant_name)
+        used_mb = sum(resident.memory_mb for resident in self._workers.residents())
+        if used_mb + variant.memory_mb > self._memory_budget_mb:
+            raise InsufficientError(
+                "memory.busy",
+                f"{package.id} needs {variant.memory_mb} MiB; others hold {used_mb} of {self._memory_budget_mb} MiB",
+                hint="unload another model first: garrison-agent model unload NAME",
+                retryable=True,
+            )
+
+    def _slot(self, name: str) -> Slot:
+        slots = [slot for slot in self._deployments.slots.values() if slot.state is not DeploymentState.REMOVED]
+        names: tuple[Callable[[Slot], str], ...] = (
+            lambda slot: slot.alias,
+            lambda slot: (slot.serving or slot).package.id,
+            lambda slot: (slot.serving or slot).package.name,
+        )
+        for name_of in names:
+            for slot in slots:
+                if name_of(slot) == name:
+                    return slot
+        raise unknown_model(name, [known for slot in slots for known in (slot.alias, slot.package.id)])
+
+    def _remove(self, name: str) -> RemoveResult:
+        package = self._package(name)
+        used = self._deployments.used()
+        if any(ref == package.ref for ref, _ in used):
+            raise ConflictError(
+                "cache.in_use",
+                f"{package.ref.id} serves, is being installed, or is kept for a rollback",
+                hint="let a rollout replace it first",
+            )
+        installed = self._shelf.installed(used)
+        shared = {digest for blob in installed if blob.package != package.ref.id for digest in blob.digests}
+        own = {
+            digest: size
+            for blob in installed
+            if blob.package == package.ref.id
+            for digest, size in blob.digests.items()
+            if digest not in shared
+        }
+        freed_bytes = sum(own.values())
+        self._journal.append(Stream.AUDIT, "api.remove", {"model": package.ref.id, "freed_bytes": freed_bytes})
+        self._shelf.remove(package.ref.id, own)
+        return RemoveResult(id=package.ref.id, freed_bytes=freed_bytes)
+
+    def _package(self, name: str) -> Package:
+        packages = self._shelf.packages()
+        found = [package for package in packages if name in (package.ref.id, package.ref.name)]
+        if not found:
+            raise unknown_model(name, [package.ref.id for package in packages])
+        if len(found) > 1:
+            raise InvalidError(
+                "cache.ambiguous",
+                f"{name} is here in several versions",
+                hint=f"name one: {', '.join(package.ref.id for package in found)}",
+            )
+        return found[0]
+
+
+def _load_failure(slot: Slot, waiter: _Waiter) -> GarrisonError | None:
+    """Return why a load that was waited for did not come about, or None while it still may."""
+    match slot.phase:
+        case Phase.REPAIRING:
+            return UnavailableError(
+                "model.repairing",
+                f"files of {waiter.package.id} were found damaged and are being repaired",
+                hint="retry later; garrison-agent status shows how it goes",
+                retryable=True,
+            )
+        case Phase.BACKOFF if slot.turn != waiter.turn:
+            return UnavailableError(
+                "model.load_failed",
+                f"the worker of {waiter.package.id} failed; the agent starts it again",
+                hint="retry later; the agent's log and garrison-agent status say why",
+                retryable=True,
+            )
+        case Phase.OFF if slot.state not in _SWITCHING and slot.turn != waiter.turn:
+            return ConflictError("model.unloaded", f"{waiter.package.id} was unloaded meanwhile")
+    return None

@@ -1,0 +1,271 @@
+"""What the local API shows of the agent: JSON-able views for people and programs on the board."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from garrison_agent.api.commands import (
+    AliasStatus,
+    CacheEntry,
+    CacheStatus,
+    CacheView,
+    Check,
+    DesiredStatus,
+    ModelView,
+    RegistryStatus,
+    StatusView,
+    StreamStatus,
+    model_view,
+)
+from garrison_agent.core.desired import Applied
+from garrison_agent.core.slot import Phase, Slot
+from garrison_agent.outbox.journal import Journal
+from garrison_agent.owner.deployments import Deployments
+from garrison_agent.owner.shelf import Shelf
+from garrison_agent.owner.telemetry import Telemetry
+from garrison_agent.owner.trust import Trust
+from garrison_agent.owner.uplink import AGENT_VERSION
+from garrison_agent.owner.workers import Workers
+from garrison_protocol.errors import GarrisonError
+from garrison_protocol.manifest import Manifest, PackageRef, Variant
+from garrison_protocol.states import DeploymentState, Engine, Freshness
+
+_MIB = 1024 * 1024
+_ENDED_BADLY = (DeploymentState.FAILED, DeploymentState.REJECTED, DeploymentState.ROLLED_BACK, DeploymentState.DOWN)
+
+
+class Views:
+    """Reads everything, changes nothing. Owner thread only."""
+
+    def __init__(
+        self,
+        *,
+        device: str,
+        broker: str,
+        started_at: int,
+        deployments: Deployments,
+        workers: Workers,
+        shelf: Shelf,
+        journal: Journal,
+        trust: Trust,
+        telemetry: Telemetry,
+        applied: Callable[[], Applied],
+        refused: Callable[[], dict[str, int]],
+        online: Callable[[], bool],
+        disk_reserve_bytes: int,
+    ) -> None:
+        self._device = device
+        self._broker = broker
+        self._started_at = started_at
+        self._deployments = deployments
+        self._workers = workers
+        self._shelf = shelf
+        self._journal = journal
+        self._trust = trust
+        self._telemetry = telemetry
+        self._applied = applied
+        self._refused = refused
+        self._online = online
+        self._disk_reserve_bytes = disk_reserve_bytes
+
+    def status(self) -> StatusView:
+        """Return everything ``garrison-agent status`` shows."""
+        registry, applied = self._trust.view, self._applied()
+        pending = self._journal.pending()
+        return StatusView(
+            device=self._device,
+            version=AGENT_VERSION,
+            started_at=self._started_at,
+            pid=os.getpid(),
+            connected=self._online(),
+            broker=self._broker,
+            registry=RegistryStatus(
+                freshness=registry.freshness.value,
+                root=registry.root,
+                timestamp=registry.timestamp,
+                snapshot=registry.snapshot,
+                targets=registry.targets,
+            ),
+            desired=DesiredStatus(counter=applied.counter, sha256=applied.sha256),
+            aliases=[self._alias(slot) for slot in self._deployments.slots.values()],
+            outbox={
+                name: StreamStatus(epoch=head.epoch, last=head.seq, acked=head.acked, pending=pending.get(name, 0))
+                for name, head in self._journal.heads().items()
+            },
+            health={**self._telemetry.latest, **self._telemetry.measure()},
+            refused=dict(self._refused()),
+            cache=self._cache_status(),
+        )
+
+    def models(self) -> list[ModelView]:
+        """Return every package that is desired, serving, or installed."""
+        views: dict[PackageRef, ModelView] = {}
+        for slot in self._deployments.slots.values():
+            if slot.state is DeploymentState.REMOVED:
+                continue
+            serving = slot.serving
+            if serving is not None:
+                state = slot.state.value if serving.package == slot.package else "INSTALLED"
+                loaded = slot.phase is Phase.READY
+                self._add(views, slot.alias, serving.package, serving.variant, state, serving=True, loaded=loaded)
+            if slot.variant is not None and slot.package not in views:
+                loaded = self._workers.socket(slot.alias, slot.package) is not None
+                self._add(views, slot.alias, slot.package, slot.variant, slot.state.value, serving=False, loaded=loaded)
+        for package in self._shelf.packages():
+            if package.variants and package.ref not in views:
+                views[package.ref] = model_view(
+                    package.manifest,
+                    package.variants[0],
+                    alias=package.manifest.alias,
+                    manifest_sha256=package.ref.manifest_sha256,
+                    state="INSTALLED",
+                    serving=False,
+                    loaded=False,
+                )
+        return list(views.values())
+
+    def cache(self) -> CacheView:
+        """Return what the model store holds."""
+        status = self._cache_status()
+        return CacheView(
+            location=str(self._shelf.root),
+            used_mb=status["used_mb"],
+            free_mb=status["free_mb"],
+            entries=[
+                self._entry(package.ref, variant, str(package.folder))
+                for package in self._shelf.packages()
+                for variant in package.variants
+            ],
+        )
+
+    def doctor(self) -> list[Check]:
+        """Return what only the running agent knows of its health."""
+        return [self._check_broker(), self._check_registry(), self._check_disk(), *self._check_models()]
+
+    def _alias(self, slot: Slot) -> AliasStatus:
+        serving = slot.serving
+        done, total = self._deployments.progress(slot)
+        since = None if serving is None else self._workers.ready_since(slot.alias, serving.package)
+        return AliasStatus(
+            alias=slot.alias,
+            package=slot.package.id,
+            version=slot.package.version,
+            state=slot.state.value,
+            loaded=slot.phase is Phase.READY,
+            serving=None if serving is None else serving.package.id,
+            serving_since=None if since is None else int(since),
+            rollout=slot.rollout,
+            variant=slot.variant,
+            error_code=slot.error_code,
+            error_message=slot.error_message,
+            progress_bytes=done,
+            total_bytes=total,
+            endpoint=self._endpoint(slot),
+        )
+
+    def _endpoint(self, slot: Slot) -> str | None:
+        if slot.serving is None:
+            return None
+        found = self._variant(slot.serving.package, slot.serving.variant)
+        if found is None:
+            return None
+        return f"/v2/models/{slot.alias}" if found[1].runtime.engine is Engine.ONNXRUNTIME else "/v1"
+
+    def _variant(self, package: PackageRef, name: str) -> tuple[Manifest, Variant] | None:
+        try:
+            return self._shelf.variant(package, name)
+        except GarrisonError:
+            return None  # being repaired
+
+    def _add(
+        self,
+        views: dict[PackageRef, ModelView],
+        alias: str,
+        package: PackageRef,
+        variant_name: str,
+        state: str,
+        *,
+        serving: bool,
+        loaded: bool,
+    ) -> None:
+        found = self._variant(package, variant_name)
+        if found is not None:
+            views[package] = model_view(
+                *found,
+                alias=alias,
+                manifest_sha256=package.manifest_sha256,
+                state=state,
+                serving=serving,
+                loaded=loaded,
+            )
+
+    def _entry(self, package: PackageRef, variant: Variant, path: str) -> CacheEntry:
+        state = "unused"
+        for slot in self._deployments.slots.values():
+            if slot.serving is not None and (slot.serving.package, slot.serving.variant) == (package, variant.name):
+                state = "loaded" if slot.phase is Phase.READY else "serving"
+                break
+            if slot.previous is not None and slot.previous.package == package:
+                state = "previous"
+            elif (package, variant.name) in slot.uses():
+                state = "installing"
+        return CacheEntry(
+            id=package.id,
+            variant=variant.name,
+            size_bytes=variant.size_bytes,
+            state=state,
+            in_use=any(package == used for used, _ in self._deployments.used()),
+            path=path,
+        )
+
+    def _cache_status(self) -> CacheStatus:
+        blobs = self._shelf.blobs
+        return CacheStatus(used_mb=blobs.usage() // _MIB, free_mb=blobs.free_bytes() // _MIB)
+
+    def _check_broker(self) -> Check:
+        if self._online():
+            return Check(name="broker", outcome="ok", detail=f"connected to {self._broker}", fix="")
+        return Check(
+            name="broker",
+            outcome="warn",
+            detail=f"not connected to {self._broker}; models serve, and records wait in the outbox",
+            fix="check the network, the broker, and the agent's log",
+        )
+
+    def _check_registry(self) -> Check:
+        freshness, error = self._trust.view.freshness, self._trust.last_error
+        if freshness is Freshness.FRESH:
+            return Check(name="registry", outcome="ok", detail="metadata is fresh", fix="")
+        detail = f"metadata is {freshness.value}" + (f"; the last refresh failed: {error}" if error else "")
+        return Check(
+            name="registry",
+            outcome="warn",
+            detail=f"{detail}; models serve, nothing new is installed",
+            fix="connect the board to its controller",
+        )
+
+    def _check_disk(self) -> Check:
+        free, reserve = self._shelf.blobs.free_bytes(), self._disk_reserve_bytes
+        detail = f"{free // _MIB} MiB free, {reserve // _MIB} MiB are kept in reserve"
+        if free >= reserve:
+            return Check(name="disk", outcome="ok", detail=detail, fix="")
+        return Check(name="disk", outcome="fail", detail=detail, fix="garrison-agent cache list, then cache remove")
+
+    def _check_models(self) -> list[Check]:
+        checks = []
+        for slot in self._deployments.slots.values():
+            if slot.state is DeploymentState.REMOVED:
+                continue
+            name = f"model {slot.alias}"
+            detail = f"{slot.package.id} is {slot.state.value}"
+            if slot.error_code:
+                detail += f": {slot.error_code}: {slot.error_message}"
+            if slot.state is DeploymentState.DOWN or slot.phase in (Phase.BACKOFF, Phase.REPAIRING):
+                fix = "see the agent's log; it tries again by itself"
+                checks.append(Check(name=name, outcome="fail", detail=f"{detail}; its worker is {slot.phase}", fix=fix))
+            elif slot.state in _ENDED_BADLY:
+                checks.append(Check(name=name, outcome="warn", detail=detail, fix="create a new rollout"))
+            else:
+                checks.append(Check(name=name, outcome="ok", detail=detail, fix=""))
+        return checks

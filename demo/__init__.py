@@ -1,0 +1,1 @@
+"""The demonstration: the whole product with real processes, models, and keys (`make demo`)."""
