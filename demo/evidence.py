@@ -43,7 +43,7 @@ def compare(board: str, stream: str, board_database: Path, controller_database: 
         first = min((seq for _, seq, _ in sent), default=1)
     with sqlite3.connect(f"file:{controller_database}?mode=ro", uri=True) as store:
         rows: list[Key] = list(
-            store.execute("SELECT epoch, seq, hash FROM stream_row WHERE device = ? AND stream = ?", (board, stream))
+            store.execute("SELECT epoch, seq, hash FROM stream_row WHERE device_id = ? AND stream = ?", (board, stream))
         )
     last = max((seq for _, seq, _ in sent), default=0)
     received = [row for row in rows if first <= row[1] <= last]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 
@@ -11,7 +12,7 @@ from rich.table import Table
 
 from demo.processes import StepError
 
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 
 
 class Steps:
@@ -70,4 +71,8 @@ def watch(render: Callable[[], Table], finished: Callable[[], bool], *, timeout_
                 raise StepError(f"after {timeout_s:.0f} s still waiting for: {what}")
             time.sleep(0.5)
             live.update(render())
+    if not console.is_terminal:
+        console.print()
         live.update(render())
+    if not console.is_terminal:
+        console.print()

@@ -31,10 +31,10 @@ PEOPLE = {
     "olga": ["auditor", "viewer"],
 }
 QUESTIONS = (
-    "What is the capital of France?",
-    "Name a primary colour.",
-    "How many days has a week?",
-    "What do bees make?",
+    "Write one sentence about the sea.",
+    "What is 2 plus 2?",
+    "How many days are in a week?",
+    "Why is the sky blue?",
 )
 
 
@@ -110,12 +110,12 @@ class MainJob:
             package = pack(self.fleet, draft, file, path=path)
             self.fleet.publish(package, who="piet")
             note(f"{draft} 1.0.0: {file.stat().st_size / 1e6:.0f} MB, signed by {' and '.join(TARGETS_SIGNERS)}")
-        models = self.fleet.json("model", "list", who="anna")
+        models = self.fleet.json("model", "list", who="anna")["models"]
         return ", ".join(f"{one['name']}:{one['version']} {one['manifest_sha256'][:12]}" for one in models)
 
     def approve(self) -> str:
         """Step 5."""
-        names = {one["alias"]: one["name"] for one in self.fleet.json("model", "list", who="anna")}
+        names = {one["alias"]: one["name"] for one in self.fleet.json("model", "list", who="anna")["models"]}
         for alias in (FILES, CHAT):
             self._create_rollout(f"{alias}-1.0.0", names[alias], "1.0.0")
         own = self.fleet.try_garrison("rollout", "approve", f"{CHAT}-1.0.0", who="rolf")
@@ -230,19 +230,19 @@ class MainJob:
             store.backup(target)
         with sqlite3.connect(copy) as target:
             seq, header = target.execute(
-                "SELECT seq, header FROM stream_row WHERE device = ? AND stream = 'audit' AND header LIKE ? LIMIT 1",
+                "SELECT seq, header FROM stream_row WHERE device_id = ? AND stream = 'audit' AND header LIKE ? LIMIT 1",
                 (self.canary.name, "%deployment.active%"),
             ).fetchone()
             target.execute(
-                "UPDATE stream_row SET header = ? WHERE device = ? AND stream = 'audit' AND seq = ?",
+                "UPDATE stream_row SET header = ? WHERE device_id = ? AND stream = 'audit' AND seq = ?",
                 (header.replace("deployment.active", "deployment.failed"), self.canary.name, seq),
             )
         found = self.fleet.try_garrison("audit", "verify", "--database", str(copy))
         if found.returncode == 0 or str(seq) not in found.stdout + found.stderr:
             raise StepError(f"an altered entry (seq {seq}) was not named: {found.stdout}{found.stderr}")
-        rows = sum(one["rows"] for one in verified["streams"])
+        rows = sum(one["rows"] for one in verified["chains"])
         return (
-            f"{len(verified['streams'])} chains, {rows} entries verified; "
+            f"{len(verified['chains'])} chains, {rows} entries verified; "
             f"altered entry {self.canary.name}/audit/{seq} named"
         )
 
@@ -257,7 +257,11 @@ class MainJob:
         self.fleet.garrison(*words, who="rolf")
 
     def _rollout(self, name: str) -> dict[str, Any]:
-        return dict(self.fleet.json("rollout", "show", name, who="anna"))
+        rollout = dict(self.fleet.json("rollout", "show", name, who="anna"))
+        rollout["targets"] = [
+            {**board, "group": group["name"]} for group in rollout["groups"] for board in group["boards"]
+        ]
+        return rollout
 
     def _rollout_table(self, names: list[str]) -> Table:
         table = Table("rollout", "status", "group", "board", "state", "progress", "error")
@@ -335,7 +339,9 @@ class MainJob:
         found: set[str] = set()
 
         def reported() -> bool:
-            for one in self.fleet.json("audit", "list", "--device", board.name, "--limit", "500", who="olga"):
+            for one in self.fleet.json("audit", "list", "--device", board.name, "--limit", "500", who="olga")[
+                "entries"
+            ]:
                 found.add(str(one["kind"]))
             return wanted <= found
 
@@ -349,7 +355,9 @@ class MainJob:
         package = pack(self.fleet, CHAT, bad, version="1.0.1", path="model.gguf")
         bad.unlink()
         self.fleet.publish(package, who="piet")
-        model = next(one["name"] for one in self.fleet.json("model", "list", who="anna") if one["alias"] == CHAT)
+        model = next(
+            one["name"] for one in self.fleet.json("model", "list", who="anna")["models"] if one["alias"] == CHAT
+        )
         name = f"{CHAT}-1.0.1"
         self._create_rollout(name, model, "1.0.1")
         self.fleet.garrison("rollout", "approve", name, who="anna")
@@ -361,8 +369,8 @@ class MainJob:
         )
         rollout = self._rollout(name)
         first = next(one for one in rollout["targets"] if one["device"] == self.canary.name)
-        if rollout["status"] != "PAUSED" or first["state"] != "ROLLED_BACK":
-            raise StepError(f"the bad model came to {rollout['status']}, board {first['state']}", self.canary.log)
+        if rollout["status"] != "PAUSED" or first["deployment"] != "ROLLED_BACK":
+            raise StepError(f"the bad model came to {rollout['status']}, board {first['deployment']}", self.canary.log)
         wait_for(
             "the old model", lambda: bool(self.canary.alias(CHAT).get("loaded")), timeout_s=60, log=self.canary.log
         )
@@ -374,7 +382,7 @@ class MainJob:
             if seen:
                 raise StepError(f"{board.name} saw the bad model", board.log)
         return (
-            f"bad {CHAT} 1.0.1: {self.canary.name} {first['state']} ({first['error_code']}), serves {serving}; "
+            f"bad {CHAT} 1.0.1: {self.canary.name} {first['deployment']} ({first['error_code']}), serves {serving}; "
             f"rollout {rollout['status']}; the other boards never saw it"
         )
 

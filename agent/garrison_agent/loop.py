@@ -123,17 +123,17 @@ class Owner:
             Exception: A bug, or a write that failed. The process must end; systemd starts it again, and every saved
                 state has a resume point.
         """
-        self._start()
+        self.start()
         while True:
             event = self._next()
             if isinstance(event, Stop):
                 break
             if event is not None:
-                self._handle(event)
-                self._after()
-        self._stop(event.reason)
+                self.handle(event)
+        self.stop(event.reason)
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Take up every alias from the disk, then begin to serve and to connect."""
         parts = self._parts
         parts.journal.append(Stream.AUDIT, "agent.started", {"version": AGENT_VERSION})
         parts.deployments.resume()
@@ -155,7 +155,13 @@ class Owner:
         except queue.Empty:
             return None
 
-    def _handle(self, event: OwnerEvent) -> None:
+    def handle(self, event: OwnerEvent) -> None:
+        """Apply one event to the part that it is for, and let the others look at what came of it."""
+        self._dispatch(event)
+        self._parts.commands.settle()
+        self._parts.uplink.pump()
+
+    def _dispatch(self, event: OwnerEvent) -> None:
         parts = self._parts
         match event:
             case SlotEvent(alias, slot_event):
@@ -185,10 +191,6 @@ class Owner:
                 raise error
             case Stop():
                 raise AssertionError("Stop ends the loop")
-
-    def _after(self) -> None:
-        self._parts.commands.settle()
-        self._parts.uplink.pump()
 
     def _worker_said(self, event: WorkerSaid) -> None:
         parts = self._parts
@@ -243,7 +245,8 @@ class Owner:
         where = "online" if self._parts.uplink.online else "offline"
         return f"{where}, {serving} of {sum(slot.serving is not None for slot in slots)} models loaded"
 
-    def _stop(self, reason: str) -> None:
+    def stop(self, reason: str) -> None:
+        """End in order within ``STOP_S``: record it, say goodbye, let requests finish, leave no process behind."""
         parts = self._parts
         deadline_s = self._now().monotonic_s + STOP_S
         self._notify("STOPPING=1")

@@ -65,11 +65,12 @@ def run_agent(config: AgentConfig) -> int:
         GarrisonError: What the store, the identity, or the local API's port refuse.
     """
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("apscheduler").setLevel(logging.WARNING)
+    for noisy in ("apscheduler", "uvicorn"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
     identity = Identity.load(config.state_dir)
-    _make_runtime_dir(config.runtime_dir)
-    database = Database(config.database_path)
+    database = Database(config.database_path)  # first of all: its lock keeps a second agent away from our sockets
     try:
+        _make_runtime_dir(config.runtime_dir)
         inbox: queue.SimpleQueue[OwnerEvent] = queue.SimpleQueue()
         owner = _build(config, identity, database, inbox)
         # SimpleQueue.put is reentrant, so a signal handler may call it.

@@ -47,6 +47,10 @@ class Scene:
         """Return what the controller says of a rollout."""
         return dict(self.fleet.json("rollout", "show", name, who="anna"))
 
+    def boards(self, rollout: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return the boards of a rollout, of all groups."""
+        return [board for group in rollout["groups"] for board in group["boards"]]
+
     def settle(self, name: str, *, timeout_s: float = 60) -> dict[str, Any]:
         """Return the rollout once it has ended or paused."""
         ended = {"FINISHED", "PAUSED", "STOPPED"}

@@ -77,7 +77,7 @@ def test_a_rollback_goes_on_after_a_kill(scene: Scene, victim: Board, state: str
     victim.start()
     ended = scene.settle(rollout)
     assert ended["status"] == "PAUSED"
-    assert [one["state"] for one in ended["targets"]] == ["ROLLED_BACK"]
+    assert [one["deployment"] for one in scene.boards(ended)] == ["ROLLED_BACK"]
     wait_for("the version before", lambda: serving(victim) == before, timeout_s=30, log=victim.log)
     assert complete(scene, victim)
 

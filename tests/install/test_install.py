@@ -94,7 +94,7 @@ def test_the_agent_serves_under_its_unit_and_comes_back_after_a_kill(fleet: Flee
     board = fleet.boards[0]
     board.port = free_port()
     install(container, fleet, board.port)
-    names = {one["alias"]: one["name"] for one in fleet.json("model", "list", who="anna")}
+    names = {one["alias"]: one["name"] for one in fleet.json("model", "list", who="anna")["models"]}
     for alias in (CHAT, FILES):
         words = ["rollout", "create", alias, "--model", names[alias], "--version", "1.0.0"]
         fleet.garrison(*words, "--group", "all=*", "--soak", "1s", who="rolf")

@@ -244,8 +244,9 @@ def test_a_controller_killed_between_commit_and_receipt_loses_and_repeats_nothin
     process = subprocess.Popen([sys.executable, "-m", "tests.integration.bus_crash_process", arguments])
     try:
         client = site.client("edge-1")
+        client.board.connection = 7
         client.publish(Up.STATUS, client.board.seal("status", client.board.status()), retain=True)
-        wait_until(lambda: device(site, lambda row: row.online), "the first bus")
+        wait_until(lambda: device(site, lambda row: row.connection == 7), "the first bus to subscribe")
         client.board.record()
         client.board.record()
         client.publish(Up.AUDIT, client.board.seal("audit", client.board.batch()))

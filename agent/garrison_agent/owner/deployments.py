@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 
 from garrison_agent.adapters.database import Database
@@ -23,6 +24,8 @@ from garrison_protocol.messages.report import AliasReport
 from garrison_protocol.states import DeploymentState, Stream
 
 SOAK_TICK_S = 5.0
+
+_log = logging.getLogger(__name__)
 
 
 class Deployments:
@@ -181,6 +184,8 @@ class Deployments:
             for alias, step in changed.items():
                 self._forget(self._slots.get(alias), step.slot)
                 self._slots[alias] = step.slot
+                for record in step.records:
+                    _log.info("%s %s", record.kind, " ".join(f"{name}={fact}" for name, fact in record.facts.items()))
             self._on_change()
         for step in steps.values():
             for effect in step.effects:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from garrison_agent.core import slot as core
-from garrison_agent.core.residency import Placement, place
+from garrison_agent.core.residency import Placement, Resident, place
 from garrison_agent.core.retry import jittered
 from garrison_agent.core.slot import Effect, Slot
 from garrison_agent.events import Post, SlotEvent
@@ -64,6 +64,8 @@ class Effects:
         self._memory_budget_mb = memory_budget_mb
         self._disk_reserve_bytes = disk_reserve_bytes
         self._chance = chance
+        self._promised: dict[str, Resident] = {}
+        """Memory given to candidates whose workers are not started yet."""
 
     def run(self, slot: Slot, effect: Effect, uses: Uses) -> None:
         """Begin ``effect`` of a slot that is saved. What comes of it is posted."""
@@ -80,11 +82,13 @@ class Effects:
             case core.Evaluate():
                 self._try(alias, effect.attempt, lambda: self._evaluate(alias, effect))
             case core.StartWorker(package, variant):
+                self._promised.pop(alias, None)
                 self._shelf.used(package)
                 self._workers.start(alias, package, variant)
             case core.StopWorker(package):
                 self._workers.stop(alias, package)
             case core.CancelJobs():
+                self._promised.pop(alias, None)
                 self._jobs.cancel(alias, Kind.DEPLOY)
             case core.Repair():
                 self._repair(alias, effect)
@@ -171,7 +175,11 @@ class Effects:
         _, variant = self._shelf.variant(effect.package, effect.variant)
         needed, budget = variant.memory_mb, self._memory_budget_mb
         event: core.Event
-        match place(alias, needed, budget, self._workers.residents()):
+        others = [promise for promise in self._promised.values() if promise.alias != alias]
+        placement = place(alias, needed, budget, [*self._workers.residents(), *others])
+        if placement in (Placement.BESIDE, Placement.INSTEAD):
+            self._promised[alias] = Resident(alias, needed)
+        match placement:
             case Placement.BESIDE:
                 event = core.Placed(effect.attempt, beside=True)
             case Placement.INSTEAD:

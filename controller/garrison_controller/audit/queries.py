@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 
 from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
@@ -75,9 +76,10 @@ def export(session: Session, scopes: Sequence[str], device: str | None = None) -
     )
     if device is not None:
         statement = statement.where(StreamRow.device_id == device)
-    for row in session.scalars(statement):
-        yield row
-        session.expunge(row)
+    with closing(session.scalars(statement)) as rows:
+        for row in rows:
+            yield row
+            session.expunge(row)
 
 
 def alarms(session: Session, scopes: Sequence[str], device: str | None = None, limit: int = 100) -> Sequence[Alarm]:

@@ -5,8 +5,8 @@ Reads rows as a stream, in constant memory. Needs nothing but the rows: it also 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -107,17 +107,21 @@ def _verify_chain(session: Session, state: StreamState) -> ChainReport:
         .order_by(StreamRow.seq)
         .execution_options(yield_per=ROWS_AT_ONCE)
     )
+    with closing(session.scalars(statement)) as stored:
+        return _follow(session, state, stored)
+
+
+def _follow(session: Session, state: StreamState, stored: Iterable[StreamRow]) -> ChainReport:
     chained = state.stream == Stream.AUDIT
     previous = chain.genesis(state.device_id, state.stream, state.epoch)
     last_hash: str | None = None
     last_seq = rows = 0
-    for row in session.scalars(statement):
-        entry = chain.Entry(row.seq, row.hash, row.header, row.body, row.salt)
+    for row in stored:
         due = last_seq + 1
         if chained and row.seq != due:
             return _bad(state, rows, due, "", f"entry {due} is missing; {row.seq} stands in its place")
         what = chain.check(
-            entry,
+            chain.Entry(row.seq, row.hash, row.header, row.body, row.salt),
             device=state.device_id,
             epoch=state.epoch,
             seq=row.seq,

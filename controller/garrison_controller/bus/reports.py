@@ -42,12 +42,11 @@ def record(session: Session, device: Device, report: Report, director: SigningKe
     device.last_seen_at = now
     device.inventory = json.loads(report.inventory.model_dump_json())
     concerned: dict[str, Rollout] = {}
-    for alias in report.aliases:
+    for alias in sorted(report.aliases, key=lambda one: one.rollout):  # locks are taken in one order
         rollout = progress.record(session, device.id, alias, now)
         if rollout is not None:
             concerned[rollout.id] = rollout
     changed = False
     for rollout_id in sorted(concerned):
-        rollout = session.get_one(Rollout, rollout_id, with_for_update=True)
-        changed = execution.advance(session, rollout, director, now) or changed
+        changed = execution.advance(session, concerned[rollout_id], director, now) or changed
     return changed

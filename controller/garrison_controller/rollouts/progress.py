@@ -23,6 +23,9 @@ def record(session: Session, device: str, report: AliasReport, now: datetime) ->
     only the board's own word is kept, not the verdict.
     """
     rollout = session.get(Rollout, report.rollout)
+    if rollout is not None and RolloutStatus(rollout.status).open:
+        # Locked before the target is read, so that the tick of another controller cannot decide meanwhile.
+        rollout = session.get(Rollout, report.rollout, with_for_update=True)
     target = session.get(Target, (report.rollout, device))
     if rollout is None or target is None or rollout.alias != report.alias or report.step < target.step:
         return None

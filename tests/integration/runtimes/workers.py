@@ -99,7 +99,8 @@ class WatchedWorker:
 
         with self._news:
             arrived = self._news.wait_for(lambda: len(seen()) >= count or self._ended(kind), DEADLINE_S)
-            assert arrived and len(seen()) >= count, f"no {kind.__name__} among {self._events}"  # noqa: PT018
+            assert arrived, f"{kind.__name__} did not come within {DEADLINE_S:g} s, only {self._events}"
+            assert len(seen()) >= count, f"the worker ended without {kind.__name__}: {self._events}"
             return seen()[count - 1]
 
     def _ended(self, kind: type[Any]) -> bool:

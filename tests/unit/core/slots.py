@@ -109,7 +109,7 @@ class Board:
             self.saves += 1
             self.kinds.extend(record.kind for record in step.records)
             if self.saves == self.crash_at:
-                raise Crashed
+                raise KilledError
         for effect in step.effects:
             self.run(effect)
 
@@ -194,7 +194,7 @@ class Board:
                 self.queue = [one for one in self.queue if not isinstance(one, core.JobEvent)]
 
 
-class Crashed(Exception):
+class KilledError(Exception):
     """The process ended right after a save, before any effect."""
 
 

@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from garrison_agent.core.slot import LoadWanted, Nudged, Phase, Served, UnloadWanted, Withdraw
+from garrison_agent.core.slot import Event, LoadWanted, Nudged, Phase, Served, UnloadWanted, Withdraw
 from garrison_protocol.states import DeploymentState as State
 from tests.unit.core.slots import NEW, OLD, THIRD, Board, World, entry
 
@@ -23,7 +23,8 @@ def test_any_order_of_events_converges(seed: int) -> None:
                 rollouts += 1
                 board.assign(entry(chance.choice([OLD, NEW, THIRD]), f"r{rollouts}", loaded=chance.random() < 0.8))
             case 1:
-                board.deliver(chance.choice([Withdraw(), Nudged(), LoadWanted(), UnloadWanted()]))
+                wishes: list[Event] = [Withdraw(), Nudged(), LoadWanted(), UnloadWanted()]
+                board.deliver(chance.choice(wishes))
             case 2:
                 board.restart()
             case 3:

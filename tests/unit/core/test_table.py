@@ -14,7 +14,10 @@ STAYS = "stays"
 # By state: where events lead. An event that a row does not name is a bug there and ends the process.
 TABLE: dict[State, dict[str, str]] = {
     State.ASSIGNED: {
-        "stays": "assign_same serving_failed serving_corrupt serving_exited nudged served served_enough restart_due load_wanted unload_wanted",
+        "stays": (
+            "assign_same serving_failed serving_corrupt serving_exited nudged served served_enough restart_due "
+            "load_wanted unload_wanted"
+        ),
         "ASSIGNED": "assign_new_rollout assign_other",
         "ACTIVE": "assign_old",
         "REMOVED": "withdraw",
@@ -24,13 +27,19 @@ TABLE: dict[State, dict[str, str]] = {
         "FAILED": "job_failed",
     },
     State.WAITING: {
-        "stays": "assign_same serving_failed serving_corrupt serving_exited served served_enough restart_due load_wanted unload_wanted",
+        "stays": (
+            "assign_same serving_failed serving_corrupt serving_exited served served_enough restart_due "
+            "load_wanted unload_wanted"
+        ),
         "ASSIGNED": "assign_new_rollout assign_other timer_due nudged",
         "ACTIVE": "assign_old",
         "REMOVED": "withdraw",
     },
     State.DOWNLOADING: {
-        "stays": "assign_same serving_failed serving_corrupt serving_exited nudged served served_enough restart_due load_wanted unload_wanted",
+        "stays": (
+            "assign_same serving_failed serving_corrupt serving_exited nudged served served_enough restart_due "
+            "load_wanted unload_wanted"
+        ),
         "ASSIGNED": "assign_new_rollout assign_other",
         "ACTIVE": "assign_old",
         "REMOVED": "withdraw",
@@ -39,7 +48,10 @@ TABLE: dict[State, dict[str, str]] = {
         "FAILED": "job_failed",
     },
     State.VERIFYING: {
-        "stays": "assign_same serving_failed serving_corrupt serving_exited nudged served served_enough restart_due load_wanted unload_wanted",
+        "stays": (
+            "assign_same serving_failed serving_corrupt serving_exited nudged served served_enough restart_due "
+            "load_wanted unload_wanted"
+        ),
         "ASSIGNED": "assign_new_rollout assign_other",
         "ACTIVE": "assign_old",
         "REMOVED": "withdraw",
@@ -48,7 +60,10 @@ TABLE: dict[State, dict[str, str]] = {
         "FAILED": "job_failed",
     },
     State.STAGED: {
-        "stays": "assign_same serving_failed serving_corrupt serving_exited nudged served served_enough restart_due load_wanted unload_wanted",
+        "stays": (
+            "assign_same serving_failed serving_corrupt serving_exited nudged served served_enough restart_due "
+            "load_wanted unload_wanted"
+        ),
         "ASSIGNED": "assign_new_rollout assign_other",
         "ACTIVE": "assign_old",
         "REMOVED": "withdraw",
@@ -58,53 +73,73 @@ TABLE: dict[State, dict[str, str]] = {
         "FAILED": "job_failed",
     },
     State.LOADING: {
-        "stays": "assign_same serving_failed serving_corrupt serving_exited nudged served served_enough restart_due load_wanted unload_wanted",
+        "stays": (
+            "assign_same serving_failed serving_corrupt serving_exited nudged served served_enough restart_due "
+            "load_wanted unload_wanted"
+        ),
         "LOADING": "assign_new_rollout",
         "ROLLING_BACK": "assign_other assign_old candidate_failed candidate_exited timer_due",
         "REMOVED": "withdraw",
         "EVALUATING": "candidate_ready",
     },
     State.EVALUATING: {
-        "stays": "assign_same serving_failed serving_corrupt serving_exited nudged served served_enough restart_due load_wanted unload_wanted",
+        "stays": (
+            "assign_same serving_failed serving_corrupt serving_exited nudged served served_enough restart_due "
+            "load_wanted unload_wanted"
+        ),
         "EVALUATING": "assign_new_rollout",
-        "ROLLING_BACK": "assign_other assign_old not_passed job_failed candidate_failed candidate_exited timer_due",
+        "ROLLING_BACK": ("assign_other assign_old not_passed job_failed candidate_failed candidate_exited timer_due"),
         "REMOVED": "withdraw",
         "SOAKING": "passed",
     },
     State.SOAKING: {
-        "stays": "assign_same candidate_exited serving_exited nudged served restart_due load_wanted unload_wanted",
+        "stays": ("assign_same candidate_exited serving_exited nudged served restart_due load_wanted unload_wanted"),
         "SOAKING": "assign_new_rollout",
         "ROLLING_BACK": "assign_other assign_old candidate_failed serving_failed serving_corrupt",
         "REMOVED": "withdraw",
         "ACTIVE": "served_enough",
     },
     State.ACTIVE: {
-        "stays": "assign_same candidate_failed candidate_exited serving_failed serving_exited proceeded nudged served served_enough restart_due load_wanted unload_wanted",
+        "stays": (
+            "assign_same candidate_failed candidate_exited serving_failed serving_exited proceeded nudged served "
+            "served_enough restart_due load_wanted unload_wanted"
+        ),
         "ACTIVE": "assign_new_rollout",
         "ASSIGNED": "assign_other assign_old",
         "REMOVED": "withdraw",
         "REPAIRING": "serving_corrupt",
     },
     State.REPAIRING: {
-        "stays": "assign_same nudged served served_enough restart_due repaired repair_failed load_wanted unload_wanted",
+        "stays": (
+            "assign_same nudged served served_enough restart_due repaired repair_failed load_wanted unload_wanted"
+        ),
         "REPAIRING": "assign_new_rollout",
         "ASSIGNED": "assign_other assign_old",
         "REMOVED": "withdraw",
     },
     State.FAILED: {
-        "stays": "assign_same serving_failed serving_corrupt serving_exited proceeded nudged served served_enough restart_due load_wanted unload_wanted",
+        "stays": (
+            "assign_same serving_failed serving_corrupt serving_exited proceeded nudged served served_enough "
+            "restart_due load_wanted unload_wanted"
+        ),
         "ASSIGNED": "assign_new_rollout assign_other",
         "ACTIVE": "assign_old",
         "REMOVED": "withdraw",
     },
     State.ROLLING_BACK: {
-        "stays": "assign_same assign_new_rollout assign_other assign_old proceeded nudged served served_enough load_wanted unload_wanted",
+        "stays": (
+            "assign_same assign_new_rollout assign_other assign_old proceeded nudged served served_enough "
+            "load_wanted unload_wanted"
+        ),
         "REMOVED": "withdraw",
         "ROLLED_BACK": "serving_ready",
         "DOWN": "serving_failed serving_corrupt serving_exited restart_due",
     },
     State.ROLLED_BACK: {
-        "stays": "assign_same serving_failed serving_corrupt serving_exited proceeded nudged served served_enough restart_due load_wanted unload_wanted",
+        "stays": (
+            "assign_same serving_failed serving_corrupt serving_exited proceeded nudged served served_enough "
+            "restart_due load_wanted unload_wanted"
+        ),
         "ASSIGNED": "assign_new_rollout assign_other",
         "ACTIVE": "assign_old",
         "REMOVED": "withdraw",
@@ -115,14 +150,20 @@ TABLE: dict[State, dict[str, str]] = {
         "REMOVED": "withdraw",
     },
     State.REJECTED: {
-        "stays": "assign_same serving_failed serving_corrupt serving_exited proceeded nudged served served_enough restart_due load_wanted unload_wanted",
+        "stays": (
+            "assign_same serving_failed serving_corrupt serving_exited proceeded nudged served served_enough "
+            "restart_due load_wanted unload_wanted"
+        ),
         "ASSIGNED": "assign_new_rollout assign_other",
         "ACTIVE": "assign_old",
         "REMOVED": "withdraw",
     },
     State.REMOVED: {
         "ASSIGNED": "assign_same assign_new_rollout assign_other assign_old",
-        "stays": "withdraw serving_ready serving_failed serving_corrupt serving_exited nudged served served_enough restart_due load_wanted unload_wanted",
+        "stays": (
+            "withdraw serving_ready serving_failed serving_corrupt serving_exited nudged served served_enough "
+            "restart_due load_wanted unload_wanted"
+        ),
     },
 }
 
@@ -149,7 +190,7 @@ def test_every_pair(state: State, name: str) -> None:
 @pytest.mark.parametrize("state", TABLE)
 def test_events_of_the_past_change_nothing(state: State) -> None:
     slot = slot_in(state)
-    old = [
+    old: list[core.Event] = [
         core.Resolved(slot.attempt - 1, "cpu", 1),
         core.Downloaded(slot.attempt - 1),
         core.JobFailed(slot.attempt - 1, "x.y", "z"),

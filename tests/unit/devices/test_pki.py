@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pwd
 import ssl
 import stat
 from datetime import UTC, datetime
@@ -11,7 +13,7 @@ from cryptography import x509
 
 from garrison_controller.config import ControllerConfig, HttpConfig, MqttConfig
 from garrison_controller.devices import broker, pki
-from garrison_protocol.errors import ConflictError, NotFoundError
+from garrison_protocol.errors import ConflictError, InvalidError, NotFoundError
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 
@@ -84,6 +86,8 @@ def test_the_broker_gives_each_board_its_own_topics_only(config: ControllerConfi
     settings = dict(
         line.split(" ", maxsplit=1) for line in conf.read_text().splitlines() if line and not line.startswith("#")
     )
+    owner = pwd.getpwuid(os.geteuid()).pw_name
+    assert settings.get("user") == (None if os.geteuid() == 0 else owner)
     assert settings["listener"] == "8884 127.0.0.1"
     assert settings["require_certificate"] == settings["use_identity_as_username"] == "true"
     assert settings["use_username_as_clientid"] == "true"
@@ -91,3 +95,10 @@ def test_the_broker_gives_each_board_its_own_topics_only(config: ControllerConfi
     assert settings["max_packet_size"] == "1048576"
     for name in ("cafile", "certfile", "keyfile", "crlfile", "acl_file"):
         assert Path(settings[name]).is_file()
+
+
+def test_the_broker_becomes_the_account_that_may_read_the_keys(config: ControllerConfig) -> None:
+    text = broker.conf_text(config, Path("/acl"), Path("/data"), "garrison")
+    assert "\nuser garrison\nlistener " in text
+    with pytest.raises(InvalidError, match=r"broker\.path_unusable"):
+        broker.conf_text(config, Path("/a\nallow_anonymous true"), Path("/data"), "")
