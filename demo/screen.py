@@ -71,8 +71,6 @@ def watch(render: Callable[[], Table], finished: Callable[[], bool], *, timeout_
                 raise StepError(f"after {timeout_s:.0f} s still waiting for: {what}")
             time.sleep(0.5)
             live.update(render())
-    if not console.is_terminal:
-        console.print()
         live.update(render())
     if not console.is_terminal:
         console.print()

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from demo.damage import damage_gguf
 from rich.table import Table
 
+from demo.damage import damage_gguf
 from demo.evidence import Comparison, compare
 from demo.file_types import FileTypes
 from demo.fleet import ROOT_SIGNERS, TARGETS_SIGNERS, Board, Fleet

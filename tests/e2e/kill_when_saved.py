@@ -10,11 +10,10 @@ import signal
 import sys
 from pathlib import Path
 
-from garrison_agent.wiring import run_agent
-
 from garrison_agent.adapters.slots import SlotStore
 from garrison_agent.config import load_config
 from garrison_agent.core.slot import Slot
+from garrison_agent.wiring import run_agent
 
 
 def main() -> int:
@@ -22,10 +21,10 @@ def main() -> int:
     state, version, config = sys.argv[1:]
     save = SlotStore.save
 
-    def save_and_die(store: SlotStore, slot: Slot) -> None:
-        save(store, slot)
+    def save_and_die(self: SlotStore, slot: Slot) -> None:
+        save(self, slot)
         if slot.state.value == state and slot.package.version == version:
-            connection = store._database.connection
+            connection = self._database.connection
             if connection.in_transaction:
                 connection.commit()  # dying after the commit is the case in question
             os.kill(os.getpid(), signal.SIGKILL)

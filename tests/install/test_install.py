@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -101,7 +102,7 @@ def test_the_agent_serves_under_its_unit_and_comes_back_after_a_kill(fleet: Flee
         fleet.garrison("rollout", "approve", alias, who="anna")
     container.wait_for("both models in service", lambda: loaded(container) == {CHAT, FILES}, timeout_s=180)
     for alias in (CHAT, FILES):
-        wait_for(f"rollout {alias}", lambda name=alias: finished(fleet, name), timeout_s=60)
+        wait_for(f"rollout {alias}", partial(finished, fleet, alias), timeout_s=60)
 
     text, pieces, _, _ = chat(board, "What is the capital of France?")
     assert pieces > 1

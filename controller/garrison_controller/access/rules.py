@@ -18,6 +18,9 @@ FLEET = "/"
 """The scope that holds every group."""
 _SCOPE = re.compile(r"/([a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?/)*")
 MAX_SCOPE_LENGTH = 256
+TOKEN_DAYS = 90
+"""How long a token lasts unless told otherwise."""
+MAX_TOKEN_DAYS = 366
 _PRINCIPAL = re.compile(r"[a-z0-9][a-z0-9._@-]{0,63}")
 
 

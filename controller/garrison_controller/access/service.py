@@ -21,8 +21,6 @@ CONSOLE = "console"
 """Who acts when the controller's own host does, without a token."""
 PREFIX = "garrison_"
 """Tokens start so, for scanners that look for leaked secrets."""
-TOKEN_DAYS = 90
-MAX_TOKEN_DAYS = 366
 MAX_TOKEN_LENGTH = 128
 
 
@@ -86,7 +84,7 @@ def bootstrap(session: Session, name: str, now: datetime) -> IssuedToken:
     principal = create_principal(session, CONSOLE, name, "person", now)
     _add_grant(session, (CONSOLE, CONSOLE), principal, GrantFacts(Role.SECURITY_ADMIN, rules.FLEET), now)
     record_event(session, now, CONSOLE, "access.bootstrap", name)
-    return issue_token(session, CONSOLE, principal, TOKEN_DAYS, now)
+    return issue_token(session, CONSOLE, principal, rules.TOKEN_DAYS, now)
 
 
 def create_principal(
@@ -138,9 +136,9 @@ def issue_token(session: Session, actor: str, principal: Principal, days: int, n
     Raises:
         InvalidError: ``access.token_lifetime``.
     """
-    if not 1 <= days <= MAX_TOKEN_DAYS:
+    if not 1 <= days <= rules.MAX_TOKEN_DAYS:
         raise InvalidError(
-            "access.token_lifetime", f"a token of {days} days", hint=f"choose 1 to {MAX_TOKEN_DAYS} days"
+            "access.token_lifetime", f"a token of {days} days", hint=f"choose 1 to {rules.MAX_TOKEN_DAYS} days"
         )
     secret = PREFIX + secrets.token_urlsafe(32)
     token = Token(

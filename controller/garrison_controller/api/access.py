@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Query
 from pydantic import AwareDatetime, BaseModel, Field
 
 from garrison_controller.access import queries, rules, service
-from garrison_controller.access.rules import GrantFacts, Permission, Role
+from garrison_controller.access.rules import MAX_TOKEN_DAYS, TOKEN_DAYS, GrantFacts, Permission, Role
 from garrison_controller.api.auth import Caller, CurrentCaller, require
 from garrison_controller.api.devices import TheController
 
@@ -29,7 +29,7 @@ class NewToken(BaseModel):
     """A token for a principal."""
 
     principal: str = Field(max_length=64)
-    days: int = Field(default=service.TOKEN_DAYS, ge=1, le=service.MAX_TOKEN_DAYS)
+    days: int = Field(default=TOKEN_DAYS, ge=1, le=MAX_TOKEN_DAYS)
 
 
 class NewGrant(BaseModel):

@@ -10,15 +10,12 @@ from typing import Annotated, Any
 
 import typer
 
-from garrison_controller.access import service
-from garrison_controller.access.rules import Role
+from garrison_controller.access.rules import MAX_TOKEN_DAYS, TOKEN_DAYS, Role
 from garrison_controller.cli.client import ApiClient, Login, login_path
 from garrison_controller.cli.output import Output, OutputFormat, OutputOption, note
 from garrison_controller.cli.times import parse_duration
 from garrison_controller.config import load_config
-from garrison_controller.db.base import Database
-from garrison_controller.db.migrations import upgrade
-from garrison_controller.devices.pki import check_initialised, replace_file
+from garrison_controller.devices.pki import replace_file
 
 app = typer.Typer(help="Rights: log in, principals, tokens, roles.", no_args_is_help=True)
 principal_app = typer.Typer(help="People and services.", no_args_is_help=True)
@@ -36,15 +33,10 @@ def bootstrap(
     output: OutputOption = OutputFormat.TABLE,
 ) -> None:
     """On the controller's own host: create the first security-admin and print its token, once."""
-    settings = load_config(config)
-    check_initialised(settings)
-    upgrade(settings.database_url)
-    database = Database(settings.database_url)
-    try:
-        with database.session() as session:
-            issued = service.bootstrap(session, name, datetime.now(UTC))
-    finally:
-        database.close()
+    # Of all verbs here only this one opens the database itself; the others do not wait for its libraries.
+    from garrison_controller.access import console
+
+    issued = console.bootstrap(load_config(config), name, datetime.now(UTC))
     document = {"principal": name, "token": issued.secret, "expires_at": issued.expires_at.isoformat()}
     Output(output).secret(f"Token of {name}, shown only now (until {document['expires_at']}):", issued.secret, document)
 
@@ -96,9 +88,7 @@ def create_principal(
 @token_app.command("create", epilog="Example: garrison access token create bob --days 30 > bob.token")
 def create_token(
     principal: PrincipalName,
-    days: Annotated[int, typer.Option(min=1, max=service.MAX_TOKEN_DAYS, help="How long it lasts.")] = (
-        service.TOKEN_DAYS
-    ),
+    days: Annotated[int, typer.Option(min=1, max=MAX_TOKEN_DAYS, help="How long it lasts.")] = (TOKEN_DAYS),
     output: OutputOption = OutputFormat.TABLE,
 ) -> None:
     """Print a new API token, which cannot be shown again."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
+from typing_extensions import override
 
-from garrison_controller.cli import access, audit, device, model, registry, rollout, serve
 from garrison_controller.cli.output import print_error
 from garrison_protocol.errors import GarrisonError
 
@@ -19,21 +22,39 @@ Exit statuses: 0 done; 1 unexpected failure; 2 wrong usage or input; 4 not found
 Environment: GARRISON_URL, GARRISON_TOKEN and GARRISON_CA override what `garrison access login` stored.
 """
 
+NOUNS = ("access", "audit", "device", "model", "registry", "rollout", "serve")
+
+
+class _Nouns(TyperGroup):
+    """Imports a noun's module only when that noun is used: listing boards needs no web server and no database."""
+
+    @override
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(NOUNS)
+
+    @override
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in NOUNS:
+            return None
+        command = typer.main.get_command(importlib.import_module(f"garrison_controller.cli.{cmd_name}").app)
+        command.name = cmd_name
+        return command
+
+
 app = typer.Typer(
     name="garrison",
+    cls=_Nouns,
     help="Manage a fleet: its boards, models, rollouts, rights, and its audit.",
     epilog=EXIT_STATUSES,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(access.app, name="access")
-app.add_typer(audit.app, name="audit")
-app.add_typer(device.app, name="device")
-app.add_typer(model.app, name="model")
-app.add_typer(registry.app, name="registry")
-app.add_typer(rollout.app, name="rollout")
-app.add_typer(serve.app, name="serve")
+
+
+@app.callback()
+def garrison() -> None:
+    """Manage a fleet: its boards, models, rollouts, rights, and its audit."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -147,8 +147,8 @@ def _verify_remote(device: str | None) -> dict[str, Any]:
 
 def _verify_copy(database: Path, device: str | None) -> dict[str, Any]:
     # The database's libraries take long to import, and only this command needs them.
-    from garrison_controller.audit.verify import open_copy  # noqa: PLC0415 -- see above
-    from garrison_controller.audit.verify import verify as verify_all  # noqa: PLC0415 -- see above
+    from garrison_controller.audit.verify import open_copy
+    from garrison_controller.audit.verify import verify as verify_all
 
     with open_copy(database) as session:
         reports = verify_all(session, device)

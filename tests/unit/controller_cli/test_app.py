@@ -11,7 +11,9 @@ from garrison_controller.cli.app import app, main
 
 
 def commands(group: TyperGroup, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], TyperCommand]]:
-    for name, command in group.commands.items():
+    context = group.make_context(None, [], resilient_parsing=True)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
         if isinstance(command, TyperGroup):
             yield from commands(command, (*words, name))
         else:
