@@ -78,6 +78,7 @@ def test_a_rollback_goes_on_after_a_kill(scene: Scene, victim: Board, state: str
     ended = scene.settle(rollout)
     assert ended["status"] == "PAUSED"
     assert [one["deployment"] for one in scene.boards(ended)] == ["ROLLED_BACK"]
+    scene.fleet.garrison("rollout", "stop", rollout, who="rolf")
     wait_for("the version before", lambda: serving(victim) == before, timeout_s=30, log=victim.log)
     assert complete(scene, victim)
 

@@ -65,7 +65,8 @@ MAX_SOAK_CRASHES = 1
 SUPERSEDED = "deployment.superseded"
 
 _SETTLED = frozenset({State.ACTIVE, State.FAILED, State.REJECTED, State.ROLLED_BACK})
-_SWITCHING = frozenset({State.LOADING, State.EVALUATING, State.SOAKING, State.ROLLING_BACK, State.DOWN})
+SWITCHING = frozenset({State.LOADING, State.EVALUATING, State.SOAKING, State.ROLLING_BACK, State.DOWN})
+"""States in which what is loaded is the deployment's business, not an operator's."""
 
 
 def new_slot(entry: DesiredAlias) -> Slot:
@@ -270,7 +271,7 @@ def _wish(draft: Draft, event: LoadWanted | UnloadWanted, now: Now) -> None:
     slot = draft.slot
     if slot.serving is None or slot.state is State.REMOVED:
         return
-    if slot.state in _SWITCHING and (isinstance(event, UnloadWanted) or not slot.beside):
+    if slot.state in SWITCHING and (isinstance(event, UnloadWanted) or not slot.beside):
         return  # what is loaded now is the deployment's business
     service.handle(draft, event, now)
 
@@ -282,7 +283,7 @@ def _assign(draft: Draft, entry: DesiredAlias) -> None:
     if state is State.REMOVED:
         _begin(draft, entry)
         return
-    if (old is None or old.loaded != entry.loaded) and state not in _SWITCHING:
+    if (old is None or old.loaded != entry.loaded) and state not in SWITCHING:
         draft.slot = replace(slot, wanted=entry.loaded)
         if entry.loaded:
             service.start(draft)

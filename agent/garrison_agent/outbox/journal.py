@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Callable
 from enum import StrEnum
+from typing import NamedTuple
 
 from garrison_agent.adapters.database import Database
 from garrison_protocol import chain
@@ -47,6 +48,14 @@ class ReceiptOutcome(StrEnum):
     """It covers rows that this board never wrote, or other contents: somebody forged or forked the record."""
 
 
+class _Newest(NamedTuple):
+    """The head of a stream: what the next row follows."""
+
+    epoch: str
+    seq: int
+    hash: str
+
+
 class Journal:
     """Appends, reads, and acknowledges the rows of both streams."""
 
@@ -68,6 +77,7 @@ class Journal:
         self._device = device
         self._now_ms = now_ms
         self._random_bytes = random_bytes
+        self._remembered: dict[Stream, _Newest] = {}  # maybe rolled back since: `_move_head` finds out
         with database.transaction():
             owner = database.get("journal.device")
             if owner is None:
@@ -93,27 +103,18 @@ class Journal:
             ValueError: A fact or body is not canonical JSON; a bug.
         """
         with self._database.transaction():
-            epoch, seq, previous, _ = self._stream(stream)
-            entry = chain.build(
-                device=self._device,
-                epoch=epoch,
-                seq=seq + 1,
-                time_ms=self._now_ms(),
-                kind=kind,
-                previous=previous if stream in _CHAINED else None,
-                facts=facts,
-                body=body,
-                salt=None if body is None else self._random_bytes(chain.SALT_BYTES),
-            )
-            size = len(entry.header.encode()) + len((entry.body or "").encode())
-            if size > MAX_ENTRY_BYTES:
-                raise InvalidError("journal.entry_too_large", f"an entry {kind} of {size} bytes", kind=kind, size=size)
-            execute = self._database.connection.execute
-            execute(
+            before = self._remembered.get(stream) or self._head(stream)
+            entry = self._follow(before, stream, kind, facts, body)
+            if not self._move_head(stream, before, entry):
+                before = self._head(stream)  # a rollback took back what was remembered
+                entry = self._follow(before, stream, kind, facts, body)
+                if not self._move_head(stream, before, entry):
+                    raise RuntimeError(f"the head of {stream} moved inside a transaction")
+            self._database.connection.execute(
                 "INSERT INTO entry VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (stream.value, epoch, entry.seq, kind, entry.hash, entry.header, entry.body, entry.salt),
+                (stream.value, before.epoch, entry.seq, kind, entry.hash, entry.header, entry.body, entry.salt),
             )
-            execute("UPDATE stream SET seq = ?, hash = ? WHERE stream = ?", (entry.seq, entry.hash, stream.value))
+            self._remembered[stream] = _Newest(before.epoch, entry.seq, entry.hash)
         return entry
 
     def heads(self) -> dict[str, Head]:
@@ -212,6 +213,51 @@ class Journal:
         ).fetchone()
         epoch, seq, digest, acked = row
         return epoch, seq, digest, acked
+
+    def _head(self, stream: Stream) -> _Newest:
+        epoch, seq, digest, _ = self._stream(stream)
+        return _Newest(epoch, seq, digest)
+
+    def _follow(
+        self,
+        before: _Newest,
+        stream: Stream,
+        kind: str,
+        facts: dict[str, str | int | bool | None],
+        body: object | None,
+    ) -> Entry:
+        """Return the row that comes behind ``before``.
+
+        Raises:
+            InvalidError: ``journal.entry_too_large``.
+        """
+        entry = chain.build(
+            device=self._device,
+            epoch=before.epoch,
+            seq=before.seq + 1,
+            time_ms=self._now_ms(),
+            kind=kind,
+            previous=before.hash if stream in _CHAINED else None,
+            facts=facts,
+            body=body,
+            salt=None if body is None else self._random_bytes(chain.SALT_BYTES),
+        )
+        size = len(entry.header.encode()) + len((entry.body or "").encode())
+        if size > MAX_ENTRY_BYTES:
+            raise InvalidError("journal.entry_too_large", f"an entry {kind} of {size} bytes", kind=kind, size=size)
+        return entry
+
+    def _move_head(self, stream: Stream, before: _Newest, entry: Entry) -> bool:
+        """Make ``entry`` the newest row, if ``before`` really is (a hash stands for one row of one epoch only).
+
+        Comparing in the statement that writes anyway saves reading the head for every row of a group, and a memory
+        that a rollback made wrong is never acted on.
+        """
+        moved = self._database.connection.execute(
+            "UPDATE stream SET seq = ?, hash = ? WHERE stream = ? AND seq = ? AND hash = ?",
+            (entry.seq, entry.hash, stream.value, before.seq, before.hash),
+        )
+        return moved.rowcount == 1
 
     def _open_epoch(self) -> None:
         epoch = self._random_bytes(EPOCH_BYTES).hex()

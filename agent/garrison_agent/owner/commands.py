@@ -19,6 +19,7 @@ from garrison_agent.api.commands import (
     UnloadResult,
     unknown_model,
 )
+from garrison_agent.core.deployment import SWITCHING
 from garrison_agent.core.slot import LoadWanted, Phase, Slot, UnloadWanted
 from garrison_agent.events import Asked
 from garrison_agent.outbox.journal import Journal
@@ -36,16 +37,6 @@ from garrison_protocol.errors import (
 )
 from garrison_protocol.manifest import PackageRef
 from garrison_protocol.states import DeploymentState, Stream
-
-_SWITCHING = frozenset(
-    {
-        DeploymentState.LOADING,
-        DeploymentState.EVALUATING,
-        DeploymentState.SOAKING,
-        DeploymentState.ROLLING_BACK,
-        DeploymentState.DOWN,
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -128,7 +119,7 @@ class Commands:
             answer.set_result(LoadResult(id=serving.package.id, alias=slot.alias, outcome="already_loaded"))
             return
         self._require_memory(slot, serving.package, serving.variant)
-        if slot.phase is Phase.OFF and slot.state not in _SWITCHING:
+        if slot.phase is Phase.OFF and slot.state not in SWITCHING:
             self._journal.append(Stream.AUDIT, "api.load", {"alias": slot.alias, "model": serving.package.id})
         self._deployments.deliver(slot.alias, LoadWanted())
         turn = self._deployments.slots[slot.alias].turn
@@ -136,7 +127,7 @@ class Commands:
 
     def _unload(self, name: str, answer: Future[object]) -> None:
         slot = self._slot(name)
-        if slot.state in _SWITCHING:
+        if slot.state in SWITCHING:
             raise ConflictError(
                 "model.busy",
                 f"{slot.alias} is {slot.state.value}; its models come and go by themselves now",
@@ -252,6 +243,6 @@ def _load_failure(slot: Slot, waiter: _Waiter) -> GarrisonError | None:
                 hint="retry later; the agent's log and garrison-agent status say why",
                 retryable=True,
             )
-        case Phase.OFF if slot.state not in _SWITCHING and slot.turn != waiter.turn:
+        case Phase.OFF if slot.state not in SWITCHING and slot.turn != waiter.turn:
             return ConflictError("model.unloaded", f"{waiter.package.id} was unloaded meanwhile")
     return None

@@ -87,8 +87,11 @@ class Deployments:
         now = self._now()
         steps: dict[str, Step] = {}
         for alias, event in reconcile(self._slots, desired).items():
-            slot = self._slots.get(alias) or new_slot(event.entry) if isinstance(event, Assign) else self._slots[alias]
-            steps[alias] = advance(slot, event, now)
+            slot = self._slots.get(alias)
+            if slot is None and isinstance(event, Assign):
+                slot = new_slot(event.entry)
+            if slot is not None:
+                steps[alias] = advance(slot, event, now)
         self._commit(steps, also)
 
     def nudge(self) -> None:

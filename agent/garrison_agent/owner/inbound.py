@@ -157,6 +157,8 @@ class Inbound:
                 self._uplink.changed()
 
     def _receipt(self, payload: bytes) -> None:
+        if self._trust.fleet is None:
+            return  # nobody's key is known yet; the rows go again, and so will the receipt
         opened = self._open(payload, KeyPurpose.RECEIPT, streams.RECEIPT_KIND)
         self._uplink.received(parse_message(streams.Receipt, opened.body, device=self._device))
 
