@@ -227,6 +227,8 @@ class Owner:
             case Tick.HEARTBEAT:
                 parts.uplink.changed()
                 parts.inbound.count()
+                if parts.uplink.online and parts.trust.last_error is not None:
+                    parts.trust.refresh()  # the broker answers but the registry did not: ask again, at this pace
                 self._notify(f"STATUS={self._summary()}")
             case Tick.REFRESH:
                 parts.trust.refresh()

@@ -61,7 +61,7 @@ class RegistryConfig(_Section):
 class DevicesConfig(_Section):
     """Validity of boards' certificates and enrolment tokens."""
 
-    certificate_days: int = Field(default=30, ge=1, le=825)
+    certificate_days: int = Field(default=365, ge=1, le=825)
     token_hours: int = Field(default=24, ge=1, le=24 * 30)
 
 

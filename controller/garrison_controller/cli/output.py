@@ -70,12 +70,10 @@ class Output:
         if self.json:
             self.document(fields if document is None else document)
             return
-        table = Table(box=None, show_header=False, pad_edge=False)
-        table.add_column(style="bold", no_wrap=True)
-        table.add_column(overflow="fold")
+        width = max((len(name) for name in fields), default=0)
         for name, value in fields.items():
-            table.add_row(name, escape(cell(value)))
-        self.console.print(table)
+            # Never wrapped: digests stand here that people compare and copy.
+            self.console.print(f"[bold]{escape(name):{width}}[/bold]  {escape(cell(value))}", soft_wrap=True)
 
     def done(self, sentence: str, document: object) -> None:
         """Say what was done, or print its JSON."""

@@ -60,6 +60,7 @@ def run(
     )
     logging.getLogger("apscheduler").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("tuf").setLevel(logging.WARNING)
     upgrade(settings.database_url)
     with _listen(settings.http.host, settings.http.port) as listening:
         controller = Controller(settings)
