@@ -54,11 +54,17 @@ def main() -> int:
 def explain(fleet: Fleet) -> None:
     """Print how to talk to what is left running."""
     board = fleet.boards[0]
+    for name, token in fleet.tokens.items():
+        login = f"export GARRISON_URL={fleet.url} GARRISON_CA={fleet.server_ca} GARRISON_TOKEN={token}\n"
+        path = fleet.folder / f"as-{name}"
+        path.touch(0o600)
+        path.write_text(login)
     pids = [fleet.broker.pid, fleet.controller.pid, *(one.agent.pid for one in fleet.boards)]
     console.print(
-        f"\nEverything is still running. Operators:\n"
-        f"  export GARRISON_URL={fleet.url} GARRISON_CA={fleet.server_ca} GARRISON_TOKEN={fleet.tokens['anna']}\n"
+        f"\nEverything is still running. Be {', '.join(fleet.tokens)} (what each may: `garrison access whoami`):\n"
+        f"  . {fleet.folder}/as-olga\n"
         f"  .venv/bin/garrison device list\n"
+        f"  .venv/bin/garrison audit verify\n"
         f"On a board:\n"
         f"  .venv/bin/garrison-agent status --config {board.config}\n"
         f"  curl {board.url}/v1/chat/completions -H 'content-type: application/json' \\\n"
@@ -66,6 +72,7 @@ def explain(fleet: Fleet) -> None:
         f"Stop it all:\n"
         f"  kill {' '.join(map(str, pids))}",
         markup=False,
+        soft_wrap=True,
     )
 
 

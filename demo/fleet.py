@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,15 +24,19 @@ PASSPHRASE = "correct horse battery staple"
 ROOT_SIGNERS = ("rita", "ravi", "rosa")
 TARGETS_SIGNERS = ("tara", "theo")
 DEFAULT_MQTT_PROTOCOL = "5"
+MAX_FOLDER_LENGTH = 60
 
 
 def find_mosquitto() -> tuple[str, dict[str, str]]:
-    """Return the broker's program and the environment it needs.
+    """Return the broker's program and what its environment needs besides ours.
+
+    Looks at ``GARRISON_MOSQUITTO``, PATH, and where ``make setup`` unpacks Debian's package.
 
     Raises:
         StepError: There is none; ``make setup`` unpacks one.
     """
-    installed = shutil.which("mosquitto", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
+    searched = os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin"
+    installed = os.environ.get("GARRISON_MOSQUITTO") or shutil.which("mosquitto", path=searched)
     if installed:
         return installed, {}
     unpacked = ROOT / ".broker"
@@ -49,7 +54,7 @@ class Board:
         self.name = name
         self.folder = fleet.folder / "boards" / name
         self.state = self.folder / "state"
-        self.runtime = self.folder / "run"
+        self.runtime = fleet.runtime / name
         self.config = self.folder / "agent.toml"
         self.port = free_port()
         self.log = fleet.logs / f"agent-{name}.log"
@@ -148,6 +153,9 @@ class Fleet:
         self.logs = folder / "logs"
         self.logs.mkdir(parents=True, exist_ok=True)
         self.mqtt_protocol = mqtt_protocol
+        # A socket's path holds 107 bytes: below a deep folder the boards' sockets go elsewhere.
+        deep = len(str(folder)) > MAX_FOLDER_LENGTH
+        self.runtime = Path(tempfile.mkdtemp(prefix="garrison-")) if deep else folder / "run"
         self.workspace = folder / "signers" / "workspace"
         self.keys = folder / "signers" / "keys"
         self.state = folder / "controller"
@@ -298,3 +306,4 @@ class Fleet:
             board.agent.stop()
         self.controller.stop()
         self.broker.stop()
+        shutil.rmtree(self.runtime, ignore_errors=True)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from rich.console import Console
 from rich.live import Live
+from rich.padding import Padding
 from rich.table import Table
 
 from demo.processes import StepError
@@ -33,7 +34,7 @@ class Steps:
         console.print(f"[bold]{number:2d}/{self._total}[/bold] {title}")
         evidence = action()
         took = time.monotonic() - began
-        console.print(f"      [green]ok[/green] {evidence} [dim]({took:.0f} s)[/dim]")
+        note(f"[green]ok[/green] {evidence} [dim]({took:.0f} s)[/dim]")
         self._done.append((title, evidence, took))
 
     @property
@@ -53,9 +54,18 @@ class Steps:
         console.print(table)
 
 
+def coloured(word: str) -> str:
+    """Return a state of a rollout or a board in its colour."""
+    if word in {"FINISHED", "SUCCEEDED", "ACTIVE"}:
+        return f"[green]{word}[/green]"
+    if word in {"PAUSED", "FAILED", "ERROR", "ROLLED_BACK", "REJECTED"}:
+        return f"[red]{word}[/red]"
+    return word if word in {"SCHEDULED", "-"} else f"[cyan]{word}[/cyan]"
+
+
 def note(text: str) -> None:
     """Print a line of detail under a step."""
-    console.print(f"      {text}")
+    console.print(Padding(text, (0, 0, 0, 6), expand=False))
 
 
 def watch(render: Callable[[], Table], finished: Callable[[], bool], *, timeout_s: float, what: str) -> None:

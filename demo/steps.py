@@ -18,7 +18,7 @@ from demo.file_types import FileTypes
 from demo.fleet import ROOT_SIGNERS, TARGETS_SIGNERS, Board, Fleet
 from demo.packages import magika_file, pack, smollm2_file
 from demo.processes import StepError, is_open, wait_for
-from demo.screen import console, note, watch
+from demo.screen import coloured, console, note, watch
 
 CHAT = "smollm2"
 FILES = "magika"
@@ -45,6 +45,7 @@ class MainJob:
         self.fleet = fleet
         self.classified: list[Path] = []
         self.pending_before: dict[str, int] = {}
+        self.outage_began_ms = 0
 
     @property
     def canary(self) -> Board:
@@ -141,7 +142,7 @@ class MainJob:
         if second_began < first_done:
             raise StepError("the second group began before the first had succeeded", self.fleet.controller.log)
         return (
-            f"2 models ACTIVE on {len(targets)} boards; canary ended at {first_done[11:19]}, "
+            f"2 models ACTIVE on {len(targets)} boards; {CHAT}: canary ended at {first_done[11:19]}, "
             f"group rest began at {second_began[11:19]}"
         )
 
@@ -161,6 +162,7 @@ class MainJob:
         wait_for("receipts for what was recorded so far", self._nearly_drained, timeout_s=60, log=fleet.broker.log)
         fleet.broker.kill()
         fleet.controller.kill()
+        self.outage_began_ms = int(time.time() * 1000)
         self.pending_before = {board.name: board.pending() for board in fleet.boards}
         answers = 0
         victim = fleet.boards[1]
@@ -210,11 +212,15 @@ class MainJob:
         metrics = {
             board.name: fleet.json("device", "metrics", board.name, who="olga")["rows"] for board in fleet.boards
         }
-        offline = {name: sum(1 for row in rows if not row["online"]) for name, rows in metrics.items()}
+        offline = {
+            name: sum(1 for row in rows if not row["online"] and row["time_ms"] >= self.outage_began_ms)
+            for name, rows in metrics.items()
+        }
         if not all(offline.values()):
             raise StepError(f"telemetry of the outage is missing: {offline}", fleet.controller.log)
         total = sum(row.sent for row in rows)
-        return f"{total} rows sent, {total} received, 0 missing, 0 twice; telemetry of the outage: {offline}"
+        samples = ", ".join(f"{name} {count}" for name, count in offline.items())
+        return f"{total} rows sent, {total} received, 0 missing, 0 twice; samples taken in the outage: {samples}"
 
     def damage(self) -> str:
         """Step 10."""
@@ -264,20 +270,22 @@ class MainJob:
         return rollout
 
     def _rollout_table(self, names: list[str]) -> Table:
-        table = Table("rollout", "status", "group", "board", "state", "progress", "error")
+        table = Table("rollout", "status", "group", "board", "verdict", "board says", "fetched", "error")
         for name in names:
             rollout = self._rollout(name)
             for one in rollout["targets"]:
-                share = one.get("progress") or ""
+                total, done = one["total_bytes"], one["progress_bytes"]
                 table.add_row(
                     name,
-                    rollout["status"],
+                    coloured(rollout["status"]),
                     one["group"],
                     one["device"],
-                    one["state"],
-                    str(share),
+                    coloured(one["state"]),
+                    coloured(one["deployment"] or "-"),
+                    f"{100 * min(done, total) // total} %" if total else "-",
                     one["error_code"] or "",
                 )
+            table.add_section()
         return table
 
     def _classify(self, board: Board) -> dict[Path, str]:

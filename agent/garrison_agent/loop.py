@@ -53,7 +53,7 @@ _log = logging.getLogger(__name__)
 
 
 class Service(Protocol):
-    """Something that runs beside the owner: the local API, the scheduler."""
+    """Something that runs beside the owner: the local API."""
 
     def start(self) -> None:
         """Begin, and return when it runs."""
@@ -226,7 +226,7 @@ class Owner:
                 _unless_full(parts.telemetry.write_segment)
             case Tick.HEARTBEAT:
                 parts.uplink.changed()
-                parts.inbound.count()
+                _unless_full(parts.inbound.count)
                 if parts.uplink.online and parts.trust.last_error is not None:
                     parts.trust.refresh()  # the broker answers but the registry did not: ask again, at this pace
                 self._notify(f"STATUS={self._summary()}")

@@ -14,7 +14,6 @@ from pathlib import Path
 from garrison_agent.adapters.database import Database
 from garrison_agent.adapters.device_http import DeviceHttp
 from garrison_agent.adapters.mqtt import MqttLink
-from garrison_agent.adapters.schedule import Schedule
 from garrison_agent.adapters.sensors import inventory, read_sample
 from garrison_agent.adapters.slots import SlotStore
 from garrison_agent.adapters.systemd import notify, watchdog_interval_s
@@ -22,9 +21,9 @@ from garrison_agent.api.commands import Command
 from garrison_agent.api.server import LocalApi
 from garrison_agent.config import AgentConfig
 from garrison_agent.core.slot import Now
-from garrison_agent.events import Asked, Connected, Disconnected, Message, NumbersLow, OwnerEvent, Post, Stop, Tick
+from garrison_agent.events import Asked, Bug, Connected, Disconnected, Message, NumbersLow, OwnerEvent, Post, Stop, Tick
 from garrison_agent.identity import Identity
-from garrison_agent.loop import Owner, Parts, Routes, Service
+from garrison_agent.loop import Owner, Parts, Routes
 from garrison_agent.outbox.journal import Journal
 from garrison_agent.owner.commands import Commands
 from garrison_agent.owner.deployments import Deployments
@@ -52,6 +51,8 @@ from garrison_protocol.messages.report import Inventory, Report, Status
 
 THIN_EVERY_S = 600.0
 AUTO_MEMORY_SHARE = 0.8
+MAX_INBOX = 256
+"""Waiting events beyond which messages from the broker are dropped."""
 MAX_SOCKET_PATH = 90
 """Bytes; a unix socket's path has room for 107."""
 _MIB = 1024 * 1024
@@ -65,8 +66,7 @@ def run_agent(config: AgentConfig) -> int:
         GarrisonError: What the store, the identity, or the local API's port refuse.
     """
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    for noisy in ("apscheduler", "uvicorn"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
     identity = Identity.load(config.state_dir)
     database = Database(config.database_path)  # first of all: its lock keeps a second agent away from our sockets
     try:
@@ -76,6 +76,8 @@ def run_agent(config: AgentConfig) -> int:
         # SimpleQueue.put is reentrant, so a signal handler may call it.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda received, _frame: inbox.put(Stop(signal.Signals(received).name)))
+        # A thread that dies of a bug (the link's, the API's) must not leave an agent that only looks alive.
+        threading.excepthook = lambda failed: inbox.put(Bug(failed.exc_value or RuntimeError("a thread died")))
         owner.run()
     finally:
         database.close()
@@ -256,6 +258,11 @@ def _build(config: AgentConfig, identity: Identity, database: Database, inbox: q
         now=clock,
         board=inventory(config.state_dir),
     )
+
+    def receive(topic: str, payload: bytes) -> None:
+        if inbox.qsize() < MAX_INBOX:  # losing a message is harmless, holding whatever a broker sends is not
+            post(Message(topic, payload))
+
     link = MqttLink(
         host=host,
         port=port,
@@ -267,7 +274,7 @@ def _build(config: AgentConfig, identity: Identity, database: Database, inbox: q
         will=parts.uplink.will,
         on_connected=lambda: post(Connected()),
         on_disconnected=lambda reason: post(Disconnected(reason)),
-        on_message=lambda topic, payload: post(Message(topic, payload)),
+        on_message=receive,
     )
     parts.uplink.attach(link)
 
@@ -285,13 +292,16 @@ def _build(config: AgentConfig, identity: Identity, database: Database, inbox: q
         table=lambda: routes.table,
         command=ask,
     )
-    schedule = Schedule(post, {Tick.REFRESH: config.registry.refresh_s, Tick.THIN: THIN_EVERY_S})
-    services: tuple[Service, ...] = (api, schedule)
-    every = {Tick.SAMPLE: config.telemetry.interval_s, Tick.HEARTBEAT: config.telemetry.heartbeat_s}
+    every = {
+        Tick.SAMPLE: config.telemetry.interval_s,
+        Tick.HEARTBEAT: config.telemetry.heartbeat_s,
+        Tick.REFRESH: config.registry.refresh_s,
+        Tick.THIN: THIN_EVERY_S,
+    }
     watchdog_s = watchdog_interval_s()
     if watchdog_s is not None:
         every[Tick.WATCHDOG] = watchdog_s
-    return Owner(inbox, parts, link=link, services=services, every=every, now=clock, notify=notify)
+    return Owner(inbox, parts, link=link, services=(api,), every=every, now=clock, notify=notify)
 
 
 def _planner(config: AgentConfig, shelf: Shelf, cores: int) -> Callable[[PackageRef, str, Path], Plan]:
@@ -301,6 +311,9 @@ def _planner(config: AgentConfig, shelf: Shelf, cores: int) -> Callable[[Package
     def plan(package: PackageRef, variant_name: str, socket: Path) -> Plan:
         manifest, variant = shelf.variant(package, variant_name)
         settings = variant.model_settings
+        for name in ("context_length", "threads", "parallel"):
+            if not isinstance(settings.get(name, 1), int):
+                raise InvalidError("manifest.malformed", f"model_settings of {package.id}: {name} is no number")
         context_length = int(settings.get("context_length", runtime.context_length))
         if manifest.context_length:
             context_length = min(context_length, manifest.context_length)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import ssl
+import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -39,6 +40,7 @@ class Controller:
             RefusedError: ``key.readable_by_others``.
         """
         self.config = config
+        self._revoking = threading.Lock()
         self.keys = pki.load_online_keys(config)
         self.device_ca = pki.load_authority(config, pki.DEVICE_CA)
         self.server_ca_sha256 = sha256_hex((config.pki_dir / f"{pki.SERVER_CA}.pem").read_bytes())
@@ -110,10 +112,11 @@ class Controller:
 
     def write_revocation_list(self) -> None:
         """Write the list of revoked certificates for the broker, from what the database says now."""
-        now = datetime.now(UTC)
-        with self.database.reading() as session:
-            revoked = queries.revoked_certificates(session, now)
-        pki.write_revocation_list(self.config.pki_dir, self.device_ca, revoked, now)
+        with self._revoking:  # or an older list could replace a newer one
+            now = datetime.now(UTC)
+            with self.database.reading() as session:
+                revoked = queries.revoked_certificates(session, now)
+            pki.write_revocation_list(self.config.pki_dir, self.device_ca, revoked, now)
 
     def _tick(self, now: datetime) -> None:
         if rollouts.tick(self.database, self.keys.director, now):

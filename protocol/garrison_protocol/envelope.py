@@ -92,11 +92,12 @@ def _parse(envelope: bytes) -> tuple[str, bytes, list[tuple[str, bytes]]]:
     try:
         outer = json.loads(envelope)
         payload_type = outer["payloadType"]
+        pae(payload_type, b"")  # JSON may escape half a surrogate pair, which has no bytes to sign
         payload = base64.b64decode(outer["payload"], validate=True)
         signatures = [
             (str(one["keyid"]), base64.b64decode(one["sig"], validate=True)) for one in outer["signatures"][:8]
         ]
-    except (ValueError, KeyError, TypeError, RecursionError, binascii.Error) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, binascii.Error) as error:
         raise InvalidError("envelope.malformed", "this is no DSSE envelope") from error
     if not isinstance(payload_type, str):
         raise InvalidError("envelope.malformed", "payloadType is no string")

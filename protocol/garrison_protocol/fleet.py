@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from garrison_protocol.errors import InvalidError
 from garrison_protocol.ids import HexKey, Name, Version, version_key
@@ -25,8 +25,8 @@ class FleetKey(BaseModel):
 
     purpose: KeyPurpose
     public: HexKey
-    not_before: datetime
-    not_after: datetime
+    not_before: AwareDatetime
+    not_after: AwareDatetime
 
 
 class Fleet(BaseModel):

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
-import sysconfig
 import time
 from pathlib import Path
 
+from demo.fleet import find_mosquitto
+from demo.processes import free_port
 from tests.fakes.pki import FleetPki
 
-_REPOSITORY = Path(__file__).resolve().parents[2]
-_UNPACKED = _REPOSITORY / ".broker"
 START_TIMEOUT_S = 15.0
 
 ACL = """\
@@ -24,34 +22,6 @@ pattern read garrison/v1/registry/#
 user controller-1
 topic readwrite garrison/v1/#
 """
-
-
-def find_mosquitto() -> tuple[str, dict[str, str]]:
-    """Return the broker's binary and the environment to run it in.
-
-    Looks at ``GARRISON_MOSQUITTO``, PATH, /usr/sbin, then at Debian's package unpacked into the checkout.
-
-    Raises:
-        FileNotFoundError: There is none; the message says what to install.
-    """
-    environment = dict(os.environ)
-    for candidate in (os.environ.get("GARRISON_MOSQUITTO"), shutil.which("mosquitto"), "/usr/sbin/mosquitto"):
-        if candidate and os.access(candidate, os.X_OK):
-            return candidate, environment
-    unpacked = _UNPACKED / "usr/sbin/mosquitto"
-    if os.access(unpacked, os.X_OK):
-        triplet = sysconfig.get_config_var("MULTIARCH") or "x86_64-linux-gnu"
-        environment["LD_LIBRARY_PATH"] = str(_UNPACKED / "usr/lib" / triplet)
-        return str(unpacked), environment
-    raise FileNotFoundError("no mosquitto found: install Debian's package `mosquitto` or set GARRISON_MOSQUITTO")
-
-
-def free_port() -> int:
-    """Return a loopback TCP port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def tls_config(pki: FleetPki, folder: Path, *, acl: str = ACL) -> str:
@@ -109,7 +79,9 @@ class MosquittoBroker:
         """
         binary, environment = find_mosquitto()
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen([binary, "-c", str(self._config)], stdout=log, stderr=log, env=environment)
+            self._process = subprocess.Popen(
+                [binary, "-c", str(self._config)], stdout=log, stderr=log, env={**os.environ, **environment}
+            )
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline and self._process.poll() is None:
             try:

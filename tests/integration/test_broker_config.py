@@ -20,10 +20,11 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from demo.fleet import find_mosquitto
+from demo.processes import free_port
 from garrison_controller.config import ControllerConfig, MqttConfig
 from garrison_controller.devices import broker, pki
 from garrison_controller.devices.ca import private_pem
-from tests.fakes.broker import find_mosquitto, free_port
 from tests.integration.controllers import DEADLINE_S, wait_until
 
 pytestmark = pytest.mark.integration

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from garrison_controller.access import queries
 from garrison_controller.cli.app import main
 from garrison_controller.cli.client import ApiClient
 from garrison_controller.devices.tables import Device
+from garrison_protocol import topics
 from garrison_protocol.canonical import sha256_hex
+from garrison_protocol.chain import commitment
 from garrison_protocol.errors import (
     ConflictError,
     DeniedError,
@@ -24,8 +27,12 @@ from garrison_protocol.errors import (
     UnauthenticatedError,
 )
 from garrison_protocol.messages.enrolment import EnrolResponse, NonceResponse, SessionResponse, parse_enrolment
+from garrison_protocol.messages.streams import Batch, Row
+from garrison_protocol.states import Stream
+from garrison_protocol.topics import Up
 from tests.integration.controllers import Served, served_controller
 from tests.unit.devices.boards import Board
+from tests.unit.rollouts.fleet import FakeBoard
 
 pytestmark = pytest.mark.integration
 
@@ -342,3 +349,47 @@ class TestCommands:
         assert main(["access", "grant", "alice", "approver"]) == 7
         assert "another security-admin must grant it" in capsys.readouterr().err
         assert main(["access", "events", "-o", "json"]) == 0
+
+
+def test_a_name_that_waits_for_its_board_is_not_taken_by_another_group(served: Served) -> None:
+    with (
+        served.principal("here", "device-admin", scope="/eu/here/") as here,
+        served.principal("there", "device-admin", scope="/eu/there/") as there,
+    ):
+        here.post("/api/v1/devices/tokens", {"name": "edge-1", "group": "/eu/here/"})
+        with pytest.raises(DeniedError):
+            there.post("/api/v1/devices/tokens", {"name": "edge-1", "group": "/eu/there/"})
+        here.post("/api/v1/devices/tokens", {"name": "edge-1", "group": "/eu/here/"})
+
+
+def test_revocation_lists_are_written_one_after_another(served: Served) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(served.controller.write_revocation_list) for _ in range(60)]:
+            done.result()
+
+
+@pytest.mark.parametrize("path", ["%00", "a" * 300, "%2e%2e/%2e%2e/keys/director.key"])
+def test_odd_target_paths_are_not_found(served: Served, path: str) -> None:
+    with served.board_http() as http:
+        assert http.get(f"/device/v1/targets/{'0' * 64}/{path}").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("fact", "body"), [("", "no json"), (',"xx":NaN', None), (',"xx":1e999', None), (',"xx":"\\ud800"', None)]
+)
+def test_an_entry_that_no_answer_can_hold_hides_no_others(
+    served: Served, dora: ApiClient, fact: str, body: str | None
+) -> None:
+    name = f"odd-{sha256_hex(fact.encode())[:8]}"
+    board = FakeBoard(name, admit(served, dora, name).identity)
+    header = json.loads(board.record().header)
+    salt = "00" * 16 if body else None
+    if body and salt:
+        header["c"] = commitment(salt, body)
+    row = Row(header=json.dumps(header)[:-1] + fact + "}", body=body, salt=salt)
+    batch = Batch(device=name, stream=Stream.AUDIT, epoch=board.epoch, first=1, rows=(row,))
+    served.controller.bus._ingest.handle(topics.up(name, Up.AUDIT), board.seal("audit", batch))
+    with served.principal(f"auditor-{name}", "auditor") as auditor:
+        entries = auditor.get("/api/v1/audit/entries", {"device": name})["entries"]
+        assert [(entry["device"], entry["seq"]) for entry in entries] == [(name, 1)]
+        assert auditor.get("/api/v1/audit/verify", {"device": name})["ok"]

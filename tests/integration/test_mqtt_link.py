@@ -16,13 +16,14 @@ import pytest
 from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
+from demo.processes import free_port
 from garrison_agent.adapters import mqtt
 from garrison_agent.adapters.mqtt import IN_FLIGHT, MqttLink, full_jitter
 from garrison_protocol import topics
 from garrison_protocol.envelope import MAX_ENVELOPE_BYTES
 from garrison_protocol.errors import InvalidError, UnavailableError
 from garrison_protocol.topics import Down, Up
-from tests.fakes.broker import MosquittoBroker, free_port, tls_config
+from tests.fakes.broker import MosquittoBroker, tls_config
 from tests.fakes.pki import FleetPki, Issued
 
 pytestmark = pytest.mark.integration
@@ -307,6 +308,29 @@ def test_publish_before_start_and_without_a_broker_is_refused(start: Start) -> N
     assert not board.link.publish(AUDIT, b"x")
     assert "cannot connect" in (board.link.last_error or "")
     assert board.disconnects == []  # it never was connected
+
+
+@both_protocols
+def test_a_broker_that_speaks_no_mqtt_costs_only_the_connection(
+    pki: FleetPki, start: Start, protocol: Protocol
+) -> None:
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(pki.server.cert, pki.server.key)
+    accepted = b"\x20\x03\x00\x00\x00" if protocol == "5" else b"\x20\x02\x00\x00"
+    bad_topic = b"\x00\x02\xff\xfe" + (b"\x00" if protocol == "5" else b"")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        board = start(listener.getsockname()[1], protocol)
+        for _ in range(2):
+            with tls.wrap_socket(listener.accept()[0], server_side=True) as broker:
+                broker.recv(65536)
+                broker.sendall(accepted)
+                broker.recv(65536)  # the subscription
+                broker.sendall(b"\x30" + bytes([len(bad_topic)]) + bad_topic)
+                assert broker.recv(65536) == b""
+    assert board.connects == 2
+    assert board.messages == []
+    until(lambda: bool(board.disconnects))
+    assert "no MQTT" in board.disconnects[0]
 
 
 # paho leaves the socket of a failed handshake to the garbage collector, which closes it and warns.

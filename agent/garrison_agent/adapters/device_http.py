@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 TIMEOUT_S = 30.0
 MAX_ANSWER_BYTES = 1024 * 1024
+MAX_ERROR_CHARS = 500
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -153,9 +154,9 @@ def refusal(status: int, text: bytes, path: str) -> GarrisonError:
     try:
         error = json.loads(text)
         return kind(
-            str(error["code"]),
-            str(error["message"]),
-            hint=str(error.get("hint", "")),
+            _plain(error["code"]),
+            _plain(error["message"]),
+            hint=_plain(error.get("hint", "")),
             retryable=bool(error.get("retryable", False)),
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -201,6 +202,11 @@ class DeviceHttp:
             asked = SessionRequest(device=device, nonce=nonce, proof=proof)
             self._token = exchange(url, context, "/device/v1/session", SessionResponse, asked).token
             return self._token
+
+
+def _plain(value: object) -> str:
+    """Return text from outside so that it fits into an audit entry and can be encoded."""
+    return str(value)[:MAX_ERROR_CHARS].encode(errors="replace").decode()
 
 
 def _bad_answer(message: str) -> GarrisonError:

@@ -8,12 +8,13 @@ the old Last Will; with MQTT 5 it starts clean once per process unless told othe
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
@@ -198,6 +199,7 @@ class _Connection:
         self._on_accepted = on_accepted
         self._on_message = on_message
         self._reason = ""
+        self._callback_failed = False
         self._handed = 0  # written by the publisher only
         self._acknowledged = 0  # written by the link's thread only
         self._progress = threading.Condition()
@@ -223,6 +225,13 @@ class _Connection:
                     disconnecting = True
                     self.client.disconnect()
                 code = self.client.loop(LOOP_S)
+        except Exception as error:
+            if self._callback_failed:
+                raise  # a bug of ours
+            self._reason = f"the broker sent what is no MQTT: {error!r:.200}"  # paho raises whatever its parsers meet
+            sock = self.client.socket()
+            if sock is not None:
+                sock.close()
         finally:
             self.accepted = False
             with self._progress:
@@ -255,7 +264,8 @@ class _Connection:
         down = topics.down(self._device, topics.Down.DESIRED).rpartition("/")[0]
         client.subscribe([(f"{down}/+", 1), (topics.REGISTRY_TIMESTAMP, 1)])
         self.accepted = self.was_accepted = True
-        self._on_accepted()
+        with self._ours():
+            self._on_accepted()
 
     def _disconnected(
         self, _client: Client, _data: Any, flags: DisconnectFlags, reason: ReasonCode, _properties: Properties | None
@@ -265,8 +275,19 @@ class _Connection:
             self._reason = f"{who}: {reason}"
 
     def _message(self, client: Client, _data: Any, message: MQTTMessage) -> None:
-        self._on_message(message.topic, bytes(message.payload))
+        topic = message.topic
+        with self._ours():
+            self._on_message(topic, bytes(message.payload[: MAX_ENVELOPE_BYTES + 1]))  # a longer one is refused anyway
         client.ack(message.mid, message.qos)
+
+    @contextlib.contextmanager
+    def _ours(self) -> Iterator[None]:
+        """Tell what a callback raises from what paho does."""
+        try:
+            yield
+        except BaseException:
+            self._callback_failed = True
+            raise
 
     def _puback(
         self, _client: Client, _data: Any, _mid: int, reason: ReasonCode, _properties: Properties | None

@@ -8,6 +8,9 @@ from garrison_agent.core.slot import Effect, Phase, Record, Slot, Step
 from garrison_protocol.manifest import PackageRef
 from garrison_protocol.states import DeploymentState
 
+MAX_FACT_CHARS = 1000
+"""Others wrote some of them (an engine's message, a controller's); an audit entry has a bound."""
+
 
 class Draft:
     """Collects a step. ``slot`` is replaced, never changed in place."""
@@ -46,7 +49,9 @@ class Draft:
         about: dict[str, str | int | bool | None] = {"alias": self.slot.alias}
         if package is not None:
             about |= {"model": package.id, "manifest": package.manifest_sha256}
-        about |= {name: value for name, value in facts.items() if value is not None}
+        for name, value in facts.items():
+            if value is not None:
+                about[name] = value[:MAX_FACT_CHARS] if isinstance(value, str) else value
         self._records.append(Record(kind, about))
 
     def done(self) -> Step:

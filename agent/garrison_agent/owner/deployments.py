@@ -69,7 +69,8 @@ class Deployments:
 
     def resume(self) -> None:
         """Take up every saved slot after a start of the agent. Needs no network."""
-        for alias, slot in list(self._slots.items()):
+        # A candidate asks for memory only after everything that was loaded before has taken its own again.
+        for alias, slot in sorted(self._slots.items(), key=lambda item: item[1].state is DeploymentState.STAGED):
             self._commit({alias: resume(slot)})
 
     def deliver(self, alias: str, event: Event) -> None:

@@ -66,6 +66,8 @@ class Effects:
         self._chance = chance
         self._promised: dict[str, Resident] = {}
         """Memory given to candidates whose workers are not started yet."""
+        self._fetching: dict[tuple[str, int], Variant] = {}
+        """Downloads under way, by alias and attempt: the disk that they still need is taken already."""
 
     def run(self, slot: Slot, effect: Effect, uses: Uses) -> None:
         """Begin ``effect`` of a slot that is saved. What comes of it is posted."""
@@ -122,10 +124,14 @@ class Effects:
             waits = core.MustWait(effect.attempt, WaitReason.DISK, "disk.insufficient", message)
             self._post(SlotEvent(alias, waits))
             return
-        work = self._work
+        work, fetching = self._work, self._fetching
+        fetching[alias, effect.attempt] = variant
 
         def job(report: Report, cancelled: IsCancelled) -> core.Event:
-            work.download(manifest, variant, report, cancelled)
+            try:
+                work.download(manifest, variant, report, cancelled)
+            finally:
+                fetching.pop((alias, effect.attempt), None)
             return core.Downloaded(effect.attempt)
 
         self._jobs.run(alias, Kind.DEPLOY, job, lambda error: failure(effect.attempt, error))
@@ -133,7 +139,7 @@ class Effects:
     def _make_room(self, alias: str, variant: Variant, uses: Uses) -> int:
         """Remove what nobody needs until the variant fits; return how many bytes are missing still."""
         shelf = self._shelf
-        needed = shelf.missing_bytes(variant)
+        needed = shelf.missing_bytes(variant, *list(self._fetching.values()))
         if needed + self._disk_reserve_bytes > shelf.blobs.free_bytes():
             used = uses.used()
             shelf.drop_partials({file.sha256 for one in self._variants(used) for file in one.files})

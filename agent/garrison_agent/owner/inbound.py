@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 from garrison_agent.adapters.database import Database
@@ -15,11 +16,13 @@ from garrison_agent.owner.uplink import Uplink
 from garrison_protocol import topics
 from garrison_protocol.canonical import sha256_hex
 from garrison_protocol.envelope import Opened, unseal
-from garrison_protocol.errors import GarrisonError, InvalidError, RefusedError
+from garrison_protocol.errors import GarrisonError, InsufficientError, InvalidError, RefusedError
 from garrison_protocol.messages import desired as desired_state
 from garrison_protocol.messages import streams
 from garrison_protocol.messages.base import parse_message
 from garrison_protocol.states import KeyPurpose, Stream
+
+_log = logging.getLogger(__name__)
 
 RECORD_EVERY_S = 60.0
 """A flood of bad messages is counted, but leaves one audit entry per code in this time."""
@@ -75,6 +78,8 @@ class Inbound:
                     self._receipt(message.payload)
                 case _:
                     raise InvalidError("topic.unexpected", f"boards send {topic.kind.value}, they do not get it")
+        except InsufficientError as error:  # not the message's fault; it comes again until it is answered
+            _log.error("%s. %s", error, error.hint)
         except GarrisonError as error:
             self._refuse(error, message.topic)
 
@@ -85,6 +90,8 @@ class Inbound:
         payload, self._pending = self._pending, None
         try:
             self._desired(payload, wait=False)
+        except InsufficientError as full:
+            _log.error("%s. %s", full, full.hint)
         except GarrisonError as refused:
             self._refuse(refused, topics.down(self._device, topics.Down.DESIRED))
 
@@ -171,10 +178,14 @@ class Inbound:
             "topic": topic[: topics.MAX_TOPIC_LENGTH],
             "detail": error.message[:300],
         }
-        with self._database.transaction():
-            self._record(f"{kind} {error.code}", kind, facts)
-            if self._now().monotonic_s - self._counted_at >= COUNT_EVERY_S:
-                self.count()
+        try:
+            with self._database.transaction():
+                self._record(f"{kind} {error.code}", kind, facts)
+                if self._now().monotonic_s - self._counted_at >= COUNT_EVERY_S:
+                    self.count()
+        except InsufficientError as full:  # strangers must not end an agent whose disk is full
+            self._uncounted.add(error.code)
+            _log.error("%s. %s", full, full.hint)
         self._uplink.progressed()
 
     def _record(self, key: str, kind: str, facts: dict[str, str | int | bool | None]) -> None:

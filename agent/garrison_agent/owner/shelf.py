@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from garrison_agent.registry.budget import InstalledBlob
-from garrison_agent.registry.files import BlobStore, sync_folder, write_atomic
+from garrison_agent.registry.files import BlobStore, disk_errors, sync_folder, write_atomic
 from garrison_protocol.canonical import sha256_hex
 from garrison_protocol.errors import GarrisonError, NotFoundError, RefusedError
 from garrison_protocol.manifest import Manifest, PackageRef, Variant, parse_manifest
@@ -59,9 +59,11 @@ class Shelf:
         path = self.folder(ref.name, ref.version) / "manifest.json"
         try:
             data = path.read_bytes()
-        except FileNotFoundError as error:
+        except OSError as error:  # an unreadable sector is as good as nothing
             raise NotFoundError(
-                "model.manifest_missing", f"{path} is missing", hint="the agent fetches it when it repairs the model"
+                "model.manifest_missing",
+                f"{path} is missing or unreadable: {error.strerror}",
+                hint="the agent fetches it when it repairs the model",
             ) from error
         if sha256_hex(data) != ref.manifest_sha256:
             raise RefusedError(
@@ -87,7 +89,7 @@ class Shelf:
 
     def used(self, ref: PackageRef) -> None:
         """Note that ``ref`` is in use now, for the order in which packages are removed."""
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             os.utime(self.folder(ref.name, ref.version) / "manifest.json")
 
     def packages(self) -> list[Package]:
@@ -108,16 +110,19 @@ class Shelf:
         """Tell whether every file of ``variant`` is on the disk at its full length."""
         return all(self.blobs.has(file.sha256, file.size) for file in variant.files)
 
-    def missing_bytes(self, variant: Variant) -> int:
-        """Return how many bytes a download of ``variant`` will still add to the disk."""
-        missing = {file.sha256: file.size for file in variant.files if not self.blobs.has(file.sha256, file.size)}
+    def missing_bytes(self, *variants: Variant) -> int:
+        """Return how many bytes downloads of ``variants`` will still add to the disk."""
+        files = {file.sha256: file.size for variant in variants for file in variant.files}
+        missing = {sha256: size for sha256, size in files.items() if not self.blobs.has(sha256, size)}
         return sum(max(0, size - self._part_bytes(sha256)) for sha256, size in missing.items())
 
     def drop_partials(self, kept: Collection[str]) -> None:
         """Give up on begun downloads of all blobs but those in ``kept``."""
         for sha256 in self.blobs.partials():
             if sha256 not in kept:
-                self.blobs.part_path(sha256).unlink(missing_ok=True)
+                path = self.blobs.part_path(sha256)
+                with disk_errors(path):
+                    path.unlink(missing_ok=True)
 
     def installed(self, used: Collection[tuple[PackageRef, str]]) -> list[InstalledBlob]:
         """Return what each package keeps on the disk; those in ``used`` are protected."""
@@ -143,7 +148,7 @@ class Shelf:
             self.blobs.remove(digest)
         name, _, version = package_id.partition(":")
         folder = self.folder(name, version)
-        with contextlib.suppress(FileNotFoundError):
+        with disk_errors(folder), contextlib.suppress(FileNotFoundError):
             (folder / "manifest.json").unlink()
             sync_folder(folder)
         for path in (folder, folder.parent):

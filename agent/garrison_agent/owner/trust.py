@@ -17,7 +17,7 @@ from garrison_agent.events import MetadataChecked, Post
 from garrison_agent.outbox.journal import Journal
 from garrison_agent.owner.jobs import Jobs, Work, failure
 from garrison_agent.registry.trust import Refresh, admit
-from garrison_protocol.errors import GarrisonError, RefusedError
+from garrison_protocol.errors import GarrisonError, InvalidError, RefusedError
 from garrison_protocol.fleet import Fleet, parse_fleet
 from garrison_protocol.manifest import PackageRef, target_path
 from garrison_protocol.messages.report import RegistryView
@@ -73,7 +73,7 @@ class Trust:
         self._floor_s = max(BUILD_FLOOR_S, float(database.get(_FLOOR) or 0))
         kept, fleet = database.get(_KEPT), database.get(_FLEET)
         self._kept = None if kept is None else _Kept.model_validate_json(kept)
-        self.fleet: Fleet | None = None if fleet is None else parse_fleet(fleet.encode())
+        self.fleet: Fleet | None = None if fleet is None else _readable(fleet.encode())[0]
         self.freshness = Freshness.NONE if self._kept is None else Freshness.STALE
         self._waiting: dict[str, _Waiting] = {}
         self._asked: dict[str, _Waiting] = {}
@@ -167,21 +167,25 @@ class Trust:
         return {str(role): int(version) for role, version in rows}
 
     def _record(self, view: Refresh | None, error: GarrisonError | None) -> None:
+        fleet = None
+        if view is not None and view.fleet is not None:
+            fleet, unreadable = _readable(view.fleet)
+            error = error or unreadable
         with self._database.transaction():
             if view is not None:
-                self._keep(view)
+                self._keep(view, fleet)
             code = None if error is None else error.code
-            if isinstance(error, RefusedError) and code != self._last_error:
+            if isinstance(error, RefusedError | InvalidError) and code != self._last_error:
                 self._journal.append(Stream.AUDIT, "metadata.refused", {"code": error.code, "detail": error.message})
         self._last_error = code
         if view is not None:
             self.freshness = view.freshness
-            if view.fleet is not None:
-                self.fleet = parse_fleet(view.fleet)
+            if fleet is not None:
+                self.fleet = fleet
         elif self._kept is not None:
             self.freshness = Freshness.STALE
 
-    def _keep(self, view: Refresh) -> None:
+    def _keep(self, view: Refresh, fleet: Fleet | None) -> None:
         kept = _Kept(freshness=view.freshness, refreshed_at=view.refreshed_at, **view.high_water)
         changed = self._kept is None or self._kept.model_dump(exclude={"refreshed_at"}) != kept.model_dump(
             exclude={"refreshed_at"}
@@ -192,7 +196,7 @@ class Trust:
         self._database.put(_KEPT, kept.model_dump_json())
         for role, version in view.high_water.items():
             self._database.connection.execute("INSERT OR REPLACE INTO high_water VALUES (?, ?)", (role, version))
-        if view.fleet is not None:
+        if view.fleet is not None and fleet is not None:
             self._database.put(_FLEET, view.fleet.decode())
         if changed:
             facts: dict[str, str | int | bool | None] = {"freshness": view.freshness.value, **view.high_water}
@@ -215,3 +219,11 @@ class Trust:
         unreachable = error.retryable or not error.code.startswith("registry.")
         reason = WaitReason.NETWORK if unreachable else WaitReason.METADATA_STALE
         return MustWait(attempt, reason, error.code, error.message)
+
+
+def _readable(fleet: bytes) -> tuple[Fleet | None, GarrisonError | None]:
+    """Return what ``fleet.json`` says, or why this version cannot read it: the signers may be ahead of this board."""
+    try:
+        return parse_fleet(fleet), None
+    except GarrisonError as error:
+        return None, error

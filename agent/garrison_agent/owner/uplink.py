@@ -139,8 +139,12 @@ class Uplink:
         return outcome
 
     def pump_due(self) -> None:
-        """The timer that ``pump`` set ran out."""
-        self._pump_at = None
+        """A timer that ``pump`` set ran out; one that an earlier timer overtook since changes nothing.
+
+        Otherwise each of them would set the next ones, and their number double with every time-out.
+        """
+        if self._pump_at is not None and self._now().monotonic_s >= self._pump_at:
+            self._pump_at = None
 
     def pump(self) -> None:
         """Publish what is due and send what the windows allow; set a timer for the rest."""

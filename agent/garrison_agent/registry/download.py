@@ -72,17 +72,17 @@ def download_variant(
 
 
 def verify_blob(file: ModelFile, blobs: BlobStore, *, cancelled: Callable[[], bool] = lambda: False) -> bool:
-    """Tell whether the installed blob has every byte it should have, reading all of it.
+    """Tell whether the installed blob has every byte it should have, reading all of it; an unreadable one has not.
 
     Raises:
         NotFoundError: ``blob.missing``.
-        UnavailableError: ``disk.failed``.
         Cancelled: on request.
     """
     descriptor = blobs.open_for_load(file.sha256)
     try:
-        with disk_errors(blobs.path(file.sha256)):
-            return _hash_from(descriptor, 0, hashlib.sha256(), cancelled) == file.sha256
+        return _hash_from(descriptor, 0, hashlib.sha256(), cancelled) == file.sha256
+    except OSError:  # a sector that cannot be read is one to fetch again
+        return False
     finally:
         os.close(descriptor)
 
@@ -194,7 +194,7 @@ class _Build:
                 hint="pack the model again with larger chunks",
             )
         path = self._blobs.chunks_path(file.sha256)
-        if path.exists():
+        with contextlib.suppress(OSError):  # missing or unreadable
             data = path.read_bytes()
             if sha256_hex(data) == file.chunks_sha256:
                 return unpack_chunks(data, file)

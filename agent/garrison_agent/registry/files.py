@@ -122,7 +122,7 @@ class BlobStore:
         """Tell whether a blob of this length (bytes) is installed. Its bytes were checked when it was installed."""
         try:
             return self.path(sha256).stat().st_size == size
-        except FileNotFoundError:
+        except OSError:
             return False
 
     def open_for_load(self, sha256: str) -> int:
@@ -134,10 +134,10 @@ class BlobStore:
         path = self.path(sha256)
         try:
             return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except FileNotFoundError as error:
+        except OSError as error:
             raise NotFoundError(
                 "blob.missing",
-                f"{path} is not on this board",
+                f"{path} is not on this board, or unreadable: {error.strerror}",
                 hint="the agent fetches it again when it repairs the model",
                 sha256=sha256,
             ) from error

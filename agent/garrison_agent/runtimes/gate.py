@@ -142,7 +142,8 @@ def _try_case(socket_path: Path, model_id: str, case: EvaluationCase) -> tuple[b
         case ChoiceCase():
             body = {"prompt": case.prompt, "choices": list(case.choices)}
             scores = _field(_post(socket_path, "/internal/score", body), "logprobs")
-            return choice_passes(case, scores), f"scores {scores}"
+            listed = ", ".join("none" if one is None else f"{one:.2f}" for one in scores)
+            return choice_passes(case, scores), f"the right choice does not score best: {listed}"
         case GenerateCase():
             answer = _generate(
                 socket_path,

@@ -36,8 +36,10 @@ def generate_passes(case: GenerateCase, answer: str) -> bool:
 
 def label_passes(case: LabelCase, scores: Sequence[float | int]) -> bool:
     """Tell whether the expected index has strictly the highest score, and enough of it."""
-    if case.expected_index >= len(scores) or not all(math.isfinite(score) for score in scores):
+    if case.expected_index >= len(scores):
         return False
+    if not all(isinstance(score, (int, float)) and math.isfinite(score) for score in scores):
+        return False  # an output of strings has no highest score
     expected = scores[case.expected_index]
     others = (score for index, score in enumerate(scores) if index != case.expected_index)
     return expected >= case.min_score and all(score < expected for score in others)

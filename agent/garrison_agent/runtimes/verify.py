@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable
+from typing import NoReturn
 
 from garrison_agent.runtimes.spec import OpenFile
 from garrison_protocol.errors import RefusedError
@@ -23,14 +24,17 @@ def verify_files(files: Iterable[OpenFile]) -> None:
         size = os.fstat(file.descriptor).st_size
         if size != file.size:
             _refuse(file, f"{size} bytes instead of {file.size}")
-        # Opened anew: a descriptor shared with the parent shares its offset too.
-        with open(file.native_path, "rb", buffering=0) as content:
-            digest = hashlib.file_digest(content, "sha256").hexdigest()
+        try:
+            # Opened anew: a descriptor shared with the parent shares its offset too.
+            with open(file.native_path, "rb", buffering=0) as content:
+                digest = hashlib.file_digest(content, "sha256").hexdigest()
+        except OSError as error:  # an unreadable sector: what a repair is for
+            _refuse(file, f"it cannot be read: {error.strerror}")
         if digest != file.sha256:
             _refuse(file, f"SHA-256 {digest} instead of {file.sha256}")
 
 
-def _refuse(file: OpenFile, difference: str) -> None:
+def _refuse(file: OpenFile, difference: str) -> NoReturn:
     raise RefusedError(
         "model.digest_mismatch",
         f"{file.path} is not what the manifest signs: {difference}",

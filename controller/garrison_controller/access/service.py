@@ -67,13 +67,24 @@ def authenticate(session: Session, secret: str, now: datetime) -> Identified:
 
 
 def bootstrap(session: Session, name: str, now: datetime) -> IssuedToken:
-    """Create the first security-admin with a grant on the whole fleet, and return its token. Console only.
+    """Create a security-admin with a grant on the whole fleet, and return its token. Console only.
+
+    For the first one, and where the grants or tokens of all others have ended: nobody could act any more.
 
     Raises:
-        ConflictError: ``access.bootstrapped`` when a security-admin exists.
+        ConflictError: ``access.bootstrapped`` when a security-admin can act.
     """
     present = session.scalar(
-        select(func.count()).select_from(Grant).where(Grant.role == Role.SECURITY_ADMIN.value, Grant.scope == "/")
+        select(func.count())
+        .select_from(Grant)
+        .join(Token, Token.principal_id == Grant.principal_id)
+        .where(
+            Grant.role == Role.SECURITY_ADMIN.value,
+            Grant.scope == rules.FLEET,
+            Grant.expires_at.is_(None) | (Grant.expires_at > now),
+            Token.revoked_at.is_(None),
+            Token.expires_at > now,
+        )
     )
     if present:
         raise ConflictError(

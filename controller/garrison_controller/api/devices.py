@@ -145,6 +145,8 @@ def post_token(
     root_sha256 = controller.root_sha256()
     hours = request.hours or controller.config.devices.token_hours
     with controller.database.session() as session:
+        for group in queries.pending_groups(session, request.name, caller.at):
+            caller.check(Permission.DEVICE_ENROL, group)  # the new token ends the one given out there
         token, secret = service.create_token(
             session, caller.name, request.name, group=request.group, labels=request.labels, hours=hours, now=caller.at
         )

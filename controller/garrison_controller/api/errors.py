@@ -57,7 +57,8 @@ def _malformed(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
-    answer = InvalidError("request.malformed", f"{place}: {first['msg']}", hint="see /api/openapi.json", field=place)
+    hint = "correct that value; /api/openapi.json describes all of them"
+    answer = InvalidError("request.malformed", f"{place}: {first['msg']}", hint=hint, field=place)
     return JSONResponse(answer.to_dict(), status_code=answer.http_status)
 
 

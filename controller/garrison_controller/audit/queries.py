@@ -21,6 +21,14 @@ def in_scopes(scopes: Sequence[str]) -> ColumnElement[bool]:
     return or_(*(Device.group.startswith(scope, autoescape=True) for scope in scopes))
 
 
+def boards(session: Session, scopes: Sequence[str], device: str | None = None) -> Sequence[str]:
+    """Return the ids of boards in ``scopes``, with or without a stream."""
+    statement = select(Device.id).where(in_scopes(scopes)).order_by(Device.id)
+    if device is not None:
+        statement = statement.where(Device.id == device)
+    return session.scalars(statement).all()
+
+
 def streams(session: Session, scopes: Sequence[str], device: str | None = None) -> Sequence[StreamState]:
     """Return where every stream stands, by board, stream, and age."""
     statement = (

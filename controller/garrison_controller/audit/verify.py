@@ -15,7 +15,8 @@ from sqlalchemy import create_engine, select
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import Session
 
-from garrison_controller.audit.tables import StreamRow, StreamState
+from garrison_controller.audit.streams import header_facts
+from garrison_controller.audit.tables import ReportState, StreamRow, StreamState
 from garrison_protocol import chain
 from garrison_protocol.errors import InvalidError, NotFoundError
 from garrison_protocol.states import Stream
@@ -64,11 +65,12 @@ class ChainReport:
 
 
 def verify(session: Session, device: str | None = None) -> list[ChainReport]:
-    """Return the verdict on every chain (of one board), by device, stream, and age."""
+    """Return the verdict on every chain (of one board), by device, stream, and age; then on those that were removed."""
     statement = select(StreamState).order_by(StreamState.device_id, StreamState.stream, StreamState.opened_at)
     if device is not None:
         statement = statement.where(StreamState.device_id == device)
-    return [_verify_chain(session, state) for state in session.scalars(statement).all()]
+    states = session.scalars(statement).all()
+    return [_verify_chain(session, state) for state in states] + _removed(session, states, device)
 
 
 @contextmanager
@@ -100,6 +102,20 @@ def open_copy(path: Path) -> Iterator[Session]:
         engine.dispose()
 
 
+def _removed(session: Session, states: Iterable[StreamState], device: str | None) -> list[ChainReport]:
+    """Return a fault for each stream whose state is gone, though its rows or the board's report still name it."""
+    rows = select(StreamRow.device_id, StreamRow.stream, StreamRow.epoch).distinct()
+    newest = select(ReportState.device_id, ReportState.epoch).where(ReportState.epoch != "")
+    if device is not None:
+        rows = rows.where(StreamRow.device_id == device)
+        newest = newest.where(ReportState.device_id == device)
+    named = {(name, stream, epoch) for name, stream, epoch in session.execute(rows)}
+    named |= {(name, Stream.AUDIT.value, epoch) for name, epoch in session.execute(newest)}
+    known = {(state.device_id, state.stream, state.epoch) for state in states}
+    fault = Fault(1, "", "the state of the whole stream is missing: nothing tells how many entries it had")
+    return [ChainReport(*place, 0, fault) for place in sorted(named - known)]
+
+
 def _verify_chain(session: Session, state: StreamState) -> ChainReport:
     statement = (
         select(StreamRow)
@@ -129,6 +145,9 @@ def _follow(session: Session, state: StreamState, stored: Iterable[StreamRow]) -
         )
         if what is not None:
             return _bad(state, rows, row.seq, row.kind, what)
+        facts = header_facts(row.header)
+        if (row.kind, row.time_ms) != (facts.kind, facts.time_ms):
+            return _bad(state, rows, row.seq, row.kind, "the entry was altered: kind or time are not its header's")
         rows, last_seq, last_hash, previous = rows + 1, row.seq, row.hash, row.hash
         session.expunge(row)
     if last_seq < state.up_to:

@@ -137,12 +137,15 @@ class Bus:
                     self._room.release()
 
     def _persist(self, event: _Event) -> None:
-        """Handle ``event``, again and again while the database cannot be reached."""
+        """Handle ``event``, again and again while that fails: without this thread the controller would be deaf."""
         while not self._stopping.is_set():
             try:
                 self._handle(event)
             except (GarrisonError, OperationalError) as error:
                 _LOG.warning("the database cannot be used; trying again: %s", error)
+                self._stopping.wait(RETRY_S)
+            except Exception:  # noqa: BLE001 -- its end would go unnoticed: the process and its API would live on
+                _LOG.exception("the bus failed; trying again")
                 self._stopping.wait(RETRY_S)
             else:
                 return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,9 +14,10 @@ import typer
 from garrison_controller.access.rules import MAX_TOKEN_DAYS, TOKEN_DAYS, Role
 from garrison_controller.cli.client import ApiClient, Login, login_path
 from garrison_controller.cli.output import Output, OutputFormat, OutputOption, note
-from garrison_controller.cli.times import parse_duration
+from garrison_controller.cli.times import moment, parse_duration
 from garrison_controller.config import load_config
 from garrison_controller.devices.pki import replace_file
+from garrison_protocol.errors import InvalidError
 
 app = typer.Typer(help="Rights: log in, principals, tokens, roles.", no_args_is_help=True)
 principal_app = typer.Typer(help="People and services.", no_args_is_help=True)
@@ -38,7 +40,9 @@ def bootstrap(
 
     issued = console.bootstrap(load_config(config), name, datetime.now(UTC))
     document = {"principal": name, "token": issued.secret, "expires_at": issued.expires_at.isoformat()}
-    Output(output).secret(f"Token of {name}, shown only now (until {document['expires_at']}):", issued.secret, document)
+    Output(output).secret(
+        f"Token of {name}, shown only now (until {moment(document['expires_at'])} UTC):", issued.secret, document
+    )
 
 
 @app.command(
@@ -54,6 +58,14 @@ def login(
     output: OutputOption = OutputFormat.TABLE,
 ) -> None:
     """Store where the controller is and your token, readable by you alone, after trying them."""
+    if not token and not sys.stdin.isatty():
+        token = sys.stdin.readline().strip()
+        if not token:
+            raise InvalidError(
+                "usage.token_empty",
+                "no API token was given",
+                hint="pipe it in (`... < token.txt`), set GARRISON_TOKEN, or type it at the prompt",
+            )
     secret = token or str(typer.prompt("API token", hide_input=True, err=True))
     wanted = Login(url.rstrip("/"), secret.strip(), ca.resolve() if ca else None)
     with ApiClient(wanted) as client:
@@ -94,7 +106,7 @@ def create_token(
     """Print a new API token, which cannot be shown again."""
     with ApiClient.from_environment() as client:
         answer = client.post("/api/v1/access/tokens", {"principal": principal, "days": days})
-    sentence = f"Token of {principal}, shown only now (until {answer['expires_at']}):"
+    sentence = f"Token of {principal}, shown only now (until {moment(answer['expires_at'])} UTC):"
     Output(output).secret(sentence, answer["token"], answer)
 
 
@@ -153,8 +165,8 @@ def list_access(output: OutputOption = OutputFormat.TABLE) -> None:
         rows += [{**who, "what": "token", **_end(one)} for one in principal["tokens"]]
         if not principal["grants"] and not principal["tokens"]:
             rows.append(who)
-    columns = {"name": "PRINCIPAL", "kind": "KIND", "what": "WHAT", "until": "UNTIL", "id": "ID"}
-    Output(output).table(columns, rows, document=document)
+    columns = {"name": "PRINCIPAL", "kind": "KIND", "what": "WHAT", "until": "UNTIL (UTC)", "id": "ID"}
+    Output(output).table(columns, rows, document=document, spare=("kind",))
 
 
 @app.command("events", epilog="Example: garrison access events --after 120 -o json")
@@ -168,21 +180,22 @@ def events(
         document = client.get("/api/v1/access/events", {"after": after, "limit": limit})
     columns = {
         "id": "#",
-        "at": "AT",
+        "time": "TIME (UTC)",
         "principal": "PRINCIPAL",
         "action": "ACTION",
         "subject": "SUBJECT",
         "outcome": "OUTCOME",
         "detail": "DETAIL",
     }
-    Output(output).table(columns, document["events"], document=document)
+    rows = [event | {"time": moment(event["at"])} for event in document["events"]]
+    Output(output).table(columns, rows, document=document, empty="No events.", prose={"detail"})
     if document["next"] is not None and output is OutputFormat.TABLE:
         note(f"There are more: garrison access events --after {document['next']}")
 
 
 def _end(one: dict[str, Any]) -> dict[str, Any]:
     revoked = one.get("revoked_at")
-    return {"until": f"revoked {revoked}" if revoked else one["expires_at"], "id": one["id"]}
+    return {"until": f"revoked {moment(revoked)}" if revoked else moment(one["expires_at"]), "id": one["id"]}
 
 
 def _login_toml(login: Login) -> str:

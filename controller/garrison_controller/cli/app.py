@@ -5,14 +5,15 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
-from typing import Any
+from importlib.metadata import version
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 from typing_extensions import override
 
 from garrison_controller.cli.output import print_error
-from garrison_protocol.errors import GarrisonError
+from garrison_protocol.errors import GarrisonError, InvalidError
 
 EXIT_STATUSES = """\
 Exit statuses: 0 done; 1 unexpected failure; 2 wrong usage or input; 4 not found; 5 does not fit the current state; \
@@ -20,6 +21,14 @@ Exit statuses: 0 done; 1 unexpected failure; 2 wrong usage or input; 4 not found
 9 not enough disk or memory.
 
 Environment: GARRISON_URL, GARRISON_TOKEN and GARRISON_CA override what `garrison access login` stored.
+
+Examples: garrison access login --url https://fleet.example:8443 --ca server-ca.pem
+
+garrison device list
+
+garrison rollout show smol-1 -o json
+
+garrison audit verify
 """
 
 NOUNS = ("access", "audit", "device", "model", "registry", "rollout", "serve")
@@ -36,7 +45,9 @@ class _Nouns(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in NOUNS:
             return None
-        command = typer.main.get_command(importlib.import_module(f"garrison_controller.cli.{cmd_name}").app)
+        noun = importlib.import_module(f"garrison_controller.cli.{cmd_name}").app
+        noun._add_completion = False  # the options that install completion belong to `garrison` alone
+        command = typer.main.get_command(noun)
         command.name = cmd_name
         return command
 
@@ -52,8 +63,18 @@ app = typer.Typer(
 )
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"garrison {version('garrison')}")
+        raise typer.Exit
+
+
 @app.callback()
-def garrison() -> None:
+def garrison(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
     """Manage a fleet: its boards, models, rollouts, rights, and its audit."""
 
 
@@ -68,4 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+    except OSError as error:
+        if error.filename is None:
+            raise
+        what = f"cannot use {error.filename}: {error.strerror}"
+        return print_error(InvalidError("cli.file_unusable", what, hint="check the path and who may read or write it"))
     return 0

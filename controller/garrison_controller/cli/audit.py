@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,14 +11,15 @@ from typing import Annotated, Any
 import typer
 
 from garrison_controller.cli.client import ApiClient
-from garrison_controller.cli.output import Output, OutputFormat, OutputOption
-from garrison_controller.cli.times import parse_duration, utc_text
-from garrison_protocol.errors import RefusedError
+from garrison_controller.cli.output import Output, OutputFormat, OutputOption, cell
+from garrison_controller.cli.times import moment, parse_duration, utc_text
+from garrison_protocol.errors import NotFoundError, RefusedError
 
 app = typer.Typer(help="Boards' audit: verify, list, alarms, streams, export.", no_args_is_help=True)
 
 DeviceOption = Annotated[str | None, typer.Option("--device", help="Only this board.")]
 LimitOption = Annotated[int, typer.Option("--limit", min=1, max=10_000, help="At most so many, the newest.")]
+_DIGEST = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
 _CHAINS = {
     "device": "BOARD",
     "stream": "STREAM",
@@ -29,7 +31,7 @@ _CHAINS = {
 }
 _ENTRIES = {"time": "TIME (UTC)", "device": "BOARD", "seq": "SEQ", "kind": "KIND", "facts": "FACTS"}
 _ALARMS = {
-    "last_at": "LAST",
+    "last": "LAST (UTC)",
     "device": "BOARD",
     "code": "ALARM",
     "count": "TIMES",
@@ -61,6 +63,12 @@ def verify(
 ) -> None:
     """Recompute every chain and name the first entry that does not hold. Exit status 6 if there is one."""
     document = _verify_remote(device) if database is None else _verify_copy(database, device)
+    if device is not None and not document["chains"]:
+        raise NotFoundError(
+            "audit.no_chain",
+            f"there is no chain of a board {device}: nothing was verified",
+            hint="see `garrison device list`; a board that never sent anything has none",
+        )
     rows = [chain | _verdict(chain) for chain in document["chains"]]
     total = sum(chain["rows"] for chain in document["chains"])
     bad = [chain for chain in document["chains"] if not chain["ok"]]
@@ -69,6 +77,7 @@ def verify(
         rows,
         document=document,
         empty="No board has sent anything.",
+        prose={"what"},
         footer=f"{len(rows)} chains, {total} rows, {len(bad)} bad",
     )
     if bad:
@@ -101,8 +110,11 @@ def list_entries(
         params["since"] = max(0, int((datetime.now(UTC) - parse_duration(since)).timestamp() * 1000))
     with ApiClient.from_environment() as client:
         document = client.get("/api/v1/audit/entries", params)
-    rows = [entry | {"time": utc_text(int(entry["time_ms"]))} for entry in document["entries"]]
-    Output(output).table(_ENTRIES, rows, document=document, empty="No entries.")
+    rows = [
+        entry | {"time": utc_text(int(entry["time_ms"])), "facts": _DIGEST.sub(r"\1...", cell(entry["facts"]))}
+        for entry in document["entries"]
+    ]
+    Output(output).table(_ENTRIES, rows, document=document, empty=_nothing("No entries", device), prose={"facts"})
 
 
 @app.command("alarms", epilog="Example: garrison audit alarms --device edge-1")
@@ -111,7 +123,8 @@ def alarms(device: DeviceOption = None, limit: LimitOption = 100, output: Output
     params: dict[str, str | int] = {"limit": limit} | ({} if device is None else {"device": device})
     with ApiClient.from_environment() as client:
         document = client.get("/api/v1/audit/alarms", params)
-    Output(output).table(_ALARMS, document["alarms"], document=document, empty="No alarms.")
+    rows = [alarm | {"last": moment(alarm["last_at"])} for alarm in document["alarms"]]
+    Output(output).table(_ALARMS, rows, document=document, empty=_nothing("No alarms", device), prose={"message"})
 
 
 @app.command("streams", epilog="Example: garrison audit streams -o json")
@@ -120,7 +133,10 @@ def streams(device: DeviceOption = None, output: OutputOption = OutputFormat.TAB
     params: dict[str, str | int] = {} if device is None else {"device": device}
     with ApiClient.from_environment() as client:
         document = client.get("/api/v1/audit/streams", params)
-    Output(output).table(_STREAMS, document["streams"], document=document, empty="No board has sent anything.")
+    rows = [stream | {"hash": str(stream["hash"] or "")[:12]} for stream in document["streams"]]
+    Output(output).table(
+        _STREAMS, rows, document=document, empty=_nothing("Nothing was sent", device), spare=("hash", "epoch")
+    )
 
 
 @app.command("export", epilog="Example: garrison audit export --out audit.jsonl")
@@ -136,6 +152,10 @@ def export(
     with out.open(encoding="utf-8") as lines:
         count = sum(1 for line in lines if json.loads(line))
     Output(output).done(f"{out} holds {count} entries", {"file": str(out), "entries": count})
+
+
+def _nothing(what: str, device: str | None) -> str:
+    return f"{what}." if device is None else f"{what} of a board {device}; is that its name in `garrison device list`?"
 
 
 def _verify_remote(device: str | None) -> dict[str, Any]:

@@ -214,10 +214,17 @@ class ApiClient:
         return self.request(method, path, content=_chunks(file, offset, total, progress), headers=headers)
 
     def _unreachable(self, error: httpx.HTTPError) -> UnavailableError:
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            return UnavailableError(
+                "controller.unreachable",
+                f"{self.url} shows a certificate that is not trusted here: {error}",
+                hint="name the controller's authority with GARRISON_CA or `garrison access login --ca FILE`;"
+                " FILE is pki/server-ca.pem in the controller's state folder",
+            )
         return UnavailableError(
             "controller.unreachable",
             f"{self.url} does not answer: {error}",
-            hint="check GARRISON_URL, GARRISON_CA, and that `garrison serve run` is running",
+            hint="check the URL (GARRISON_URL, `garrison access login`), and that `garrison serve run` runs there",
             retryable=True,
         )
 
@@ -264,7 +271,9 @@ def _trust(ca: Path | None) -> ssl.SSLContext:
         return ssl.create_default_context(cafile=str(ca))
     except (OSError, ssl.SSLError) as error:
         raise InvalidError(
-            "login.ca_unreadable", f"{ca} holds no certificate authority: {error}", hint="name the controller's CA file"
+            "login.ca_unreadable",
+            f"{ca} holds no certificate authority: {error}",
+            hint="name the controller's authority: pki/server-ca.pem of its state folder",
         ) from error
 
 

@@ -10,7 +10,7 @@ import typer
 
 from garrison_controller.cli.client import ApiClient
 from garrison_controller.cli.output import Output, OutputFormat, OutputOption
-from garrison_controller.cli.times import parse_duration, utc_text
+from garrison_controller.cli.times import moment, parse_duration, utc_text
 from garrison_protocol.errors import InvalidError
 
 app = typer.Typer(help="Boards: enrolment tokens, list, details, metrics, revocation.", no_args_is_help=True)
@@ -25,7 +25,7 @@ _COLUMNS = {
     "group": "GROUP",
     "state": "STATE",
     "online": "ONLINE",
-    "last_seen_at": "LAST SEEN",
+    "last_seen": "LAST SEEN (UTC)",
     "agent_version": "AGENT",
     "labels": "LABELS",
 }
@@ -33,14 +33,14 @@ _METRICS = {
     "time": "TIME (UTC)",
     "online": "ONLINE",
     "cpu": "CPU %",
-    "memory": "MEMORY MB",
-    "disk_free_mb": "DISK FREE MB",
-    "temperature": "TEMP °C",
-    "requests": "REQUESTS",
-    "errors": "ERRORS",
+    "memory": "MEM MB",
+    "disk_free_mb": "FREE MB",
+    "temperature": "°C",
+    "requests": "REQ",
+    "errors": "ERR",
     "completion_tokens": "TOKENS",
     "ttft_ms_p50": "TTFT MS",
-    "tokens_per_s": "TOKENS/S",
+    "tokens_per_s": "TOK/S",
     "loaded": "LOADED",
 }
 
@@ -61,7 +61,7 @@ def create_token(
     body = {"name": name, "group": group, "labels": _labels(label or []), "hours": hours}
     with ApiClient.from_environment() as client:
         answer = client.post("/api/v1/devices/tokens", body)
-    sentence = f"Hand this line to the board {name}; it works once, until {answer['expires_at']}:"
+    sentence = f"Hand this line to the board {name}; it works once, until {moment(answer['expires_at'])} UTC:"
     Output(output).secret(sentence, answer["enrolment"], answer)
 
 
@@ -82,8 +82,12 @@ def list_devices(
             after = page["next"]
     Output(output).table(
         _COLUMNS,
-        devices,
-        empty="No boards. Admit one with `garrison device token create NAME`.",
+        [device | {"last_seen": moment(device["last_seen_at"])} for device in devices],
+        document=devices,
+        empty="No board fits the filter."
+        if query
+        else "No boards. Admit one with `garrison device token create NAME`.",
+        prose={"labels"},
         footer=f"{len(devices)} boards, {sum(bool(device['online']) for device in devices)} online",
     )
 
@@ -94,8 +98,15 @@ def show(name: Name, output: OutputOption = OutputFormat.TABLE) -> None:
     with ApiClient.from_environment() as client:
         device = client.get(f"/api/v1/devices/{quote(name, safe='')}")
     fields = {key: value for key, value in device.items() if key not in {"status", "inventory"}}
+    for key in ("last_seen_at", "enrolled_at", "cert_not_after", "revoked_at"):
+        if fields.get(key):
+            fields[key] = f"{moment(fields[key])} UTC"
     fields |= {f"inventory.{key}": value for key, value in device["inventory"].items()}
-    fields |= {f"status.{key}": value for key, value in device["status"].items()}
+    fields |= {f"status.{key}": _status_text(key, value) for key, value in device["status"].items() if key != "heads"}
+    for stream, head in device["status"].get("heads", {}).items():
+        fields[f"status.{stream}"] = (
+            f"{head['seq']} rows, {head['acked']} acknowledged, epoch {head['epoch']}, head {head['hash'][:12]}"
+        )
     Output(output).record(fields, document=device)
 
 
@@ -133,6 +144,8 @@ def metrics(
         document=document,
         empty=f"{name} has sent no samples for that time.",
         footer=summary_line(rows),
+        prose={"loaded"},
+        spare=("loaded", "temperature", "disk_free_mb"),
     )
 
 
@@ -150,9 +163,14 @@ def _sample(row: dict[str, Any]) -> dict[str, Any]:
         "time": utc_text(int(row["time_ms"])),
         "cpu": _scaled(row.get("cpu_permille"), 10),
         "memory": f"{row.get('mem_used_mb', '-')}/{row.get('mem_total_mb', '-')}",
+        "loaded": str(row.get("loaded") or "").replace(",", ", "),
         "temperature": _scaled(row.get("temp_mc"), 1000),
         "tokens_per_s": _scaled(row.get("tps_milli"), 1000),
     }
+
+
+def _status_text(key: str, value: object) -> object:
+    return f"{utc_text(value)} UTC" if key == "sent_at" and isinstance(value, int) else value
 
 
 def _scaled(value: int | None, divisor: int) -> float | None:

@@ -14,8 +14,9 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 
 from garrison_controller.cli.ceremony import ControllerRemote, DaysOption, WorkspaceOption
 from garrison_controller.cli.client import ApiClient
-from garrison_controller.cli.output import Output, OutputFormat, OutputOption
+from garrison_controller.cli.output import Output, OutputFormat, OutputOption, note, size
 from garrison_controller.cli.registry import show_publication
+from garrison_controller.cli.times import moment
 from garrison_controller.signing.metadata import target_digest
 from garrison_controller.signing.packing import Package, PackedBlob, open_package, sources_from_options
 from garrison_controller.signing.packing import pack as pack_package
@@ -44,10 +45,12 @@ def pack(
     try:
         draft = manifest.read_bytes()
     except OSError as error:
-        raise NotFoundError("package.file_missing", f"cannot read {manifest}: {error.strerror}") from error
+        raise NotFoundError(
+            "package.file_missing", f"cannot read {manifest}: {error.strerror}", hint="name the draft with --manifest"
+        ) from error
     package = pack_package(draft, sources_from_options(file), out, datetime.now(UTC))
     Output(output).done(
-        f"{out} holds {package.manifest.id}: {len(package.blobs)} blobs, {package.size_bytes} bytes,"
+        f"{out} holds {package.manifest.id}: {len(package.blobs)} blobs, {size(package.size_bytes)},"
         f" manifest SHA-256 {package.manifest_sha256}",
         _package_facts(package),
     )
@@ -96,14 +99,25 @@ def list_models(output: OutputOption = OutputFormat.TABLE) -> None:
     columns = {
         "id": "MODEL",
         "alias": "ALIAS",
+        "size": "SIZE",
+        "published": "PUBLISHED (UTC)",
+        "published_by": "BY",
+        "below_floor": "WITHDRAWN",
         "task": "TASK",
         "license": "LICENSE",
-        "size_bytes": "BYTES",
-        "published_by": "BY",
-        "published_at": "PUBLISHED",
-        "below_floor": "WITHDRAWN",
     }
-    Output(output).table(columns, answer["models"], document=answer, empty="No model is published.")
+    rows = [
+        one | {"size": size(one["size_bytes"]), "published": (moment(one["published_at"]) or "")[:16]}
+        for one in answer["models"]
+    ]
+    Output(output).table(
+        columns,
+        rows,
+        document=answer,
+        empty="No model is published.",
+        prose={"task"},
+        spare=("license", "task", "published_by"),
+    )
 
 
 @app.command("show", epilog="Example: garrison model show smollm2:1.0.0")
@@ -124,8 +138,10 @@ def show(
         answer = client.get(f"/api/v1/models/{quote(name, safe='')}/versions/{quote(version, safe='')}")
     manifest = answer["manifest"]
     fields = {key: value for key, value in answer.items() if key != "manifest"}
+    fields["size_bytes"] = f"{answer['size_bytes']} ({size(answer['size_bytes'])})"
+    fields["published_at"] = f"{moment(answer['published_at'])} UTC"
     fields["variants"] = [
-        f"{one['name']} ({one['runtime']['engine']}, {sum(file['size'] for file in one['files'])} bytes)"
+        f"{one['name']} ({one['runtime']['engine']}, {size(sum(file['size'] for file in one['files']))})"
         for one in manifest["variants"]
     ]
     fields["evaluation"] = (
@@ -144,6 +160,10 @@ def floor(
 ) -> None:
     """Withdraw the versions of a model below VERSION, in the next targets version, which then waits for signatures."""
     folder = Workspace(workspace)
+    if not any(path.startswith(f"models/{name}/") for path in folder.current_targets().signed.targets):
+        note(
+            f"No package of this workspace is called {name}; names are those of `garrison model list`, without version."
+        )
     folder.set_floor(name, version, days=days, now=datetime.now(UTC))
     targets = folder.current_targets().signed.version
     Output(output).done(

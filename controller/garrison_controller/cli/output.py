@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -27,6 +29,11 @@ OutputOption = Annotated[OutputFormat, typer.Option("--output", "-o", help="Prin
 """Every command's last parameter: ``output: OutputOption = OutputFormat.TABLE``."""
 
 NOTHING = "-"
+_MIB = 1024 * 1024
+_NUMBER = re.compile(r"\d+(\.\d+)?( [KMG]iB| %)?|-")
+_GAP = 2
+_NARROWEST = 12
+"""A column of prose is never made narrower than this."""
 
 
 class Output:
@@ -48,22 +55,51 @@ class Output:
         document: object | None = None,
         empty: str = "Nothing to show.",
         footer: str = "",
+        prose: Collection[str] = (),
+        spare: Sequence[str] = (),
     ) -> None:
-        """Print ``rows``. ``columns`` maps keys of a row to headings; JSON prints ``document``, or else the rows."""
+        """Print ``rows``. ``columns`` maps keys of a row to headings; JSON prints ``document``, or else the rows.
+
+        Names, times and digests are never broken, so that they can be read, copied, and found with grep. What a
+        terminal is too narrow for: columns in ``prose`` are wrapped, then those in ``spare`` left out, in this order,
+        which is said. A row that still does not fit runs over the edge. Where nobody looks, nothing of this is done.
+        """
         if self.json:
             self.document(rows if document is None else document)
             return
         if not rows:
             self.console.print(empty)
             return
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for heading in columns.values():
-            table.add_column(heading, overflow="fold")
-        for row in rows:
-            table.add_row(*(escape(cell(row.get(key))) for key in columns))
-        self.console.print(table)
+        cells = {key: [cell(row.get(key)) for row in rows] for key in columns}
+        natural = {key: max(map(cell_len, [columns[key], *cells[key]])) + _GAP for key in columns}
+        least = {
+            key: min(width, max(cell_len(columns[key]), _NARROWEST) + _GAP) if key in prose else width
+            for key, width in natural.items()
+        }
+        dropped: list[str] = []
+        width = sum(natural.values())
+        if self.console.is_terminal:
+            for key in spare:
+                if sum(least.values()) - _GAP > self.console.width:
+                    dropped.append(columns[key])
+                    del cells[key], least[key], natural[key]
+            fits = sum(least.values()) - _GAP <= self.console.width
+            width = self.console.width if fits else sum(natural.values())
+        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, _GAP, 0, 0))
+        for key, column in cells.items():
+            numbers = all(_NUMBER.fullmatch(text) for text in column) and set(column) != {NOTHING}
+            justify: Literal["left", "right"] = "right" if numbers else "left"
+            table.add_column(columns[key], overflow="fold", no_wrap=key not in prose, justify=justify)
+        for line in zip(*cells.values(), strict=True):
+            table.add_row(*map(escape, line))
+        console = Console(highlight=False, width=width)
+        with console.capture() as printed:
+            console.print(table)
+        sys.stdout.writelines(line.rstrip() + "\n" for line in printed.get().splitlines())
+        if dropped:
+            note(f"({', '.join(dropped)}: left out, the terminal is too narrow; see -o json)")
         if footer:
-            self.console.print(escape(footer))
+            self.console.print(escape(footer), soft_wrap=True)
 
     def record(self, fields: Mapping[str, Any], *, document: object | None = None) -> None:
         """Print one thing: a line for each field, or JSON."""
@@ -106,6 +142,16 @@ def cell(value: object) -> str:
             return ", ".join(str(item) for item in value)
         case _:
             return str(value)
+
+
+def size(size_bytes: int) -> str:
+    """Return a size in the unit that leaves few digits, as ``garrison-agent`` does: ``3.0 MiB``, ``94 MiB``."""
+    if size_bytes < _MIB:
+        return f"{size_bytes / 1024:.1f} KiB"
+    mib = size_bytes / _MIB
+    if mib >= 1024:
+        return f"{mib / 1024:.1f} GiB"
+    return f"{mib:.1f} MiB" if mib < 10 else f"{mib:.0f} MiB"
 
 
 def note(sentence: str) -> None:

@@ -20,6 +20,7 @@ from garrison_controller.cli.ceremony import (
 )
 from garrison_controller.cli.client import ApiClient
 from garrison_controller.cli.output import Output, OutputFormat, OutputOption, note
+from garrison_controller.cli.times import moment
 from garrison_controller.signing.keys import generate_key, load_public, load_signer
 from garrison_controller.signing.online import read_online_keys
 from garrison_controller.signing.review import review
@@ -249,9 +250,17 @@ def show_publication(printer: Output, answer: dict[str, object]) -> None:
 def _show_controller(printer: Output, document: dict[str, object]) -> None:
     roles = document["roles"]
     assert isinstance(roles, dict)
-    rows = [{"role": role, **facts, "of": f"{facts['threshold']} of {facts['keys']}"} for role, facts in roles.items()]
+    rows = [
+        {
+            "role": role,
+            **facts,
+            "expires": moment(facts["expires"]),
+            "of": f"{facts['threshold']} of {facts['keys']}",
+        }
+        for role, facts in roles.items()
+    ]
     printer.table(
-        {"role": "ROLE", "version": "VERSION", "expires": "EXPIRES", "of": "SIGNATURES"},
+        {"role": "ROLE", "version": "VERSION", "expires": "EXPIRES (UTC)", "of": "SIGNERS NEEDED"},
         rows,
         document=document,
         footer=f"fleet {document['fleet']}, SHA-256 of 1.root.json {document['first_root_sha256']}",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from datetime import datetime
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -16,7 +15,7 @@ from rich.text import Text
 
 from garrison_controller.cli.client import ApiClient
 from garrison_controller.cli.output import Output, OutputFormat, OutputOption, note
-from garrison_controller.cli.times import parse_duration
+from garrison_controller.cli.times import duration_text, moment, parse_duration
 from garrison_protocol.errors import InvalidError, UnavailableError
 
 app = typer.Typer(help="Rollouts: create, approve, start, pause, resume, stop, watch.", no_args_is_help=True)
@@ -30,7 +29,7 @@ _COLUMNS = {
     "package": "MODEL",
     "alias": "ALIAS",
     "boards": "BOARDS",
-    "created_at": "CREATED",
+    "created_at": "CREATED (UTC)",
     "pause_reason": "REASON",
 }
 _BOARD_COLUMNS = {
@@ -111,6 +110,8 @@ def create(
         rollout = client.post("/api/v1/rollouts", body)
     _show(rollout, Output(output))
     if output is OutputFormat.TABLE:
+        if not any(one["would_take"] for one in rollout["groups"]):
+            note("No board fits now: check --scope, --filter, and --group against `garrison device list`.")
         note(f"Someone else approves it now: `garrison rollout approve {name}`")
 
 
@@ -124,7 +125,12 @@ def list_rollouts(output: OutputOption = OutputFormat.TABLE) -> None:
         for rollout in document["rollouts"]
     ]
     Output(output).table(
-        _COLUMNS, rows, document=document, empty="No rollouts. Make one with `garrison rollout create`."
+        _COLUMNS,
+        rows,
+        document=document,
+        empty="No rollouts. Make one with `garrison rollout create`.",
+        prose={"pause_reason", "boards"},
+        spare=("alias", "created_at", "pause_reason"),
     )
 
 
@@ -221,7 +227,10 @@ def parse_group(text: str) -> dict[str, str | int]:
             hint="write --group canary=name=edge-1, --group tenth=10%, or --group 'rest=*'",
         )
     if selection.endswith("%") and selection[:-1].isdigit():
-        return {"name": name, "percent": int(selection[:-1])}
+        percent = int(selection[:-1])
+        if not 1 <= percent <= 100:
+            raise InvalidError("usage.group_malformed", f"{text!r}: a share is 1% to 100%", hint="write tenth=10%")
+        return {"name": name, "percent": percent}
     return {"name": name, "filter": selection}
 
 
@@ -245,6 +254,8 @@ def render(rollout: dict[str, Any]) -> RenderableType:
     )
     if rollout["pause_reason"]:
         head.append(f"  {rollout['pause_reason']}")
+    if not any(group["boards"] for group in rollout["groups"]):
+        return Group(head, Text("No boards yet: they are chosen when it starts."))
     return Group(head, table)
 
 
@@ -296,11 +307,12 @@ def _show(rollout: dict[str, Any], output: Output) -> None:
             "model": _package(rollout),
             "alias": rollout["alias"],
             "scope, filter": f"{rollout['scope']}, {rollout['target_filter']}",
-            "soak": f"{rollout['soak_s']:g} s",
+            "soak": duration_text(rollout["soak_s"]),
             "limits": rollout["limits"],
             "success, error": f"at least {rollout['success_threshold']} %, at most {rollout['error_threshold']} %"
             f" once {rollout['min_executed']} ended",
-            "timeouts": f"queued {rollout['queued_timeout_s']} s, in progress {rollout['in_progress_timeout_s']} s",
+            "timeouts": f"queued {duration_text(rollout['queued_timeout_s'])},"
+            f" in progress {duration_text(rollout['in_progress_timeout_s'])}",
             "at the same time": rollout["max_unavailable"] or "all boards of a group",
             "created, published": f"{rollout['created_by']}, {rollout['published_by']}",
             "decisions": decisions,
@@ -322,7 +334,7 @@ def _show(rollout: dict[str, Any], output: Output) -> None:
         for group in rollout["groups"]
         for board in group["boards"]
     ]
-    output.table(_BOARD_COLUMNS, rows, empty="No boards.")
+    output.table(_BOARD_COLUMNS, rows, empty="No boards.", prose={"error"})
 
 
 def _show_preview(rollout: dict[str, Any], output: Output) -> None:
@@ -336,7 +348,7 @@ def _show_preview(rollout: dict[str, Any], output: Output) -> None:
     ]
     outside = rollout["outside"]
     footer = f"In no group, and never touched: {len(outside)} boards ({', '.join(outside[:20])})" if outside else ""
-    output.table(_PREVIEW_COLUMNS, rows, footer=footer)
+    output.table(_PREVIEW_COLUMNS, rows, footer=footer, prose={"would_take"})
 
 
 def _progress(board: dict[str, Any]) -> RenderableType:
@@ -362,7 +374,7 @@ def _package(rollout: dict[str, Any]) -> str:
 
 
 def _short_time(text: str) -> str:
-    return datetime.fromisoformat(text).strftime("%Y-%m-%d %H:%M")
+    return (moment(text) or "")[:16]
 
 
 def _seconds(text: str) -> int:

@@ -15,6 +15,7 @@ from sqlalchemy import JSON, Connection, DateTime, Dialect, Engine, MetaData, cr
 from sqlalchemy.engine import make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import TimeoutError as NoConnectionError
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.types import TypeDecorator
@@ -92,27 +93,33 @@ class Database:
         Rows stay usable after the commit. Never nest two of these in one thread: SQLite has one write lock.
 
         Raises:
-            UnavailableError: ``database.busy`` when another writer held the lock too long.
+            UnavailableError: ``database.busy`` when another writer held the lock, or others all connections, too long.
         """
         session = self._writers()
         try:
             with session.begin():
                 yield session
+        except NoConnectionError as error:
+            raise _busy("every connection to the database is in use") from error
         except OperationalError as error:
             if "database is locked" in str(error):
-                raise UnavailableError(
-                    "database.busy", "another transaction holds the database", hint="try again", retryable=True
-                ) from error
+                raise _busy("another transaction holds the database") from error
             raise
         finally:
             session.close()
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
-        """Run one transaction that only reads: it never waits for a writer, and nothing it changed is kept."""
+        """Run one transaction that only reads: it never waits for a writer, and nothing it changed is kept.
+
+        Raises:
+            UnavailableError: ``database.busy`` when others held all connections too long.
+        """
         session = self._readers()
         try:
             yield session
+        except NoConnectionError as error:
+            raise _busy("every connection to the database is in use") from error
         finally:
             session.rollback()
             session.close()
@@ -126,6 +133,10 @@ class Database:
     def close(self) -> None:
         """Close every pooled connection."""
         self.engine.dispose()
+
+
+def _busy(what: str) -> UnavailableError:
+    return UnavailableError("database.busy", what, hint="try again", retryable=True)
 
 
 def _prepare_sqlite(engine: Engine) -> None:

@@ -58,6 +58,15 @@ def token_by_hash(session: Session, token_sha256: str) -> EnrolmentToken | None:
     return session.scalar(select(EnrolmentToken).where(EnrolmentToken.token_sha256 == token_sha256).with_for_update())
 
 
+def pending_groups(session: Session, device_id: str, now: datetime) -> Sequence[str]:
+    """Return the groups into which tokens that may still be used would admit ``device_id``."""
+    return session.scalars(
+        select(EnrolmentToken.group).where(
+            EnrolmentToken.device_id == device_id, EnrolmentToken.used_at.is_(None), EnrolmentToken.expires_at > now
+        )
+    ).all()
+
+
 def revoked_certificates(session: Session, now: datetime) -> list[tuple[str, datetime]]:
     """Return serial number and time of every revoked certificate that has not ended anyway."""
     rows = session.scalars(

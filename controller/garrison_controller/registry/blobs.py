@@ -73,6 +73,9 @@ class BlobFolder:
         file = io.FileIO(descriptor, "r+b")
         try:
             _lock(file, sha256)
+            if not _is_at(descriptor, _part(path)):
+                # Its last upload ended between our opening and locking it: this may be the finished blob by now.
+                raise _in_progress(sha256)
             kept = os.fstat(descriptor).st_size
             if offset not in (0, kept):
                 raise ConflictError(
@@ -154,10 +157,22 @@ def _size(path: Path) -> int | None:
         return None
 
 
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Tell whether the open file is the one that ``path`` names now."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
 def _lock(file: io.FileIO, sha256: str) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise ConflictError(
-            "blob.upload_in_progress", f"{sha256} is being uploaded already", hint="wait for it", retryable=True
-        ) from error
+        raise _in_progress(sha256) from error
+
+
+def _in_progress(sha256: str) -> ConflictError:
+    return ConflictError(
+        "blob.upload_in_progress", f"{sha256} is being uploaded already", hint="wait for it", retryable=True
+    )

@@ -58,7 +58,7 @@ class Registry:
     """The registry of one controller. Thread-safe: publications hold the store's lock, readers none.
 
     ``on_timestamp`` is called with the bytes of every new ``timestamp.json`` after it is durable, in the thread that
-    published; it must not raise.
+    published and under its lock, so that the last call has the newest; it must not raise.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class Registry:
             for version, data in accepted.roots:
                 self.store.write_root(version, data)
             self.store.write_timestamp(signed.timestamp)
-        self.on_timestamp(signed.timestamp)
+            self.on_timestamp(signed.timestamp)
         return self._publication(accepted, signed.timestamp_version, unchanged=False)
 
     def refresh_online(self, now: datetime) -> bool:
@@ -140,7 +140,7 @@ class Registry:
                 detail = {"timestamp": signed.timestamp_version}
                 record_event(session, now, CONTROLLER, "registry.refresh", "timestamp", detail=detail)
             self.store.write_timestamp(signed.timestamp)
-        self.on_timestamp(signed.timestamp)
+            self.on_timestamp(signed.timestamp)
         return True
 
     def current_timestamp(self) -> bytes | None:

@@ -79,8 +79,11 @@ class RegistryStore:
         """
         folder, slash, name = path.rpartition("/")
         found = self._targets / f"{folder}{slash}{sha256}.{name}"
-        inside = found.resolve().is_relative_to(self._targets.resolve())
-        if re.fullmatch(r"[0-9a-f]{64}", sha256) is None or not inside or not found.is_file():
+        try:
+            present = found.resolve().is_relative_to(self._targets.resolve()) and found.is_file()
+        except (OSError, ValueError):  # a name too long for the file system, or with a NUL
+            present = False
+        if re.fullmatch(r"[0-9a-f]{64}", sha256) is None or not present:
             raise NotFoundError("registry.target_not_found", f"no target {path[:128]!r} with this digest is published")
         return found
 

@@ -72,12 +72,14 @@ def advance(session: Session, rollout: Rollout, director: SigningKey, now: datet
 def withdraw(session: Session, rollout: Rollout, director: SigningKey, now: datetime) -> list[str]:
     """Take the change back from boards that are not yet loading it, and return them.
 
-    They count as not handed out, so that a resumed rollout hands the change to them again.
+    They count as not handed out, so that a resumed rollout hands the change to them again; those that timed out do not.
     """
     withdrawn = [
         target for target in queries.targets_of(session, rollout.id) if rules.withdrawable(queries.target_facts(target))
     ]
     for target in withdrawn:
+        if target.state == TargetState.TIMED_OUT:
+            continue
         target.state, target.assigned_at, target.started_at = TargetState.SCHEDULED, None, None
     return _restore(session, rollout, withdrawn, director, now)
 

@@ -40,7 +40,13 @@ _FROZEN = (
     "published_by",
     "digest",
 )
-_CHANGED = " OR ".join(f"NEW.{column} <> OLD.{column}" for column in _FROZEN)
+_CHANGED = " OR ".join(
+    (
+        *(f"NEW.{column} <> OLD.{column}" for column in _FROZEN),
+        "COALESCE(NEW.max_unavailable, 0) <> COALESCE(OLD.max_unavailable, 0)",
+        "CAST(NEW.limits AS TEXT) <> CAST(OLD.limits AS TEXT)",
+    )
+)
 _FROZEN_GROUP = " OR ".join(
     (
         "NEW.rollout_id <> OLD.rollout_id OR NEW.position <> OLD.position OR NEW.name <> OLD.name",

@@ -39,6 +39,8 @@ def record(session: Session, device: str, report: AliasReport, now: datetime) ->
         return None
     before = TargetState(target.state)
     after = rules.verdict(before, report.state)
+    if before is TargetState.TIMED_OUT and not _assigned(session, device, rollout):
+        after = before  # withdrawn since: it is on its way back
     if before is not TargetState.TIMED_OUT or after is not before:
         target.error_code = _clean(report.error_code, MAX_CODE_LENGTH)
         target.message = _clean(report.error_message, MAX_MESSAGE_LENGTH)
@@ -56,9 +58,15 @@ def record(session: Session, device: str, report: AliasReport, now: datetime) ->
 
 def _no_deadline(session: Session, device: str, rollout: Rollout) -> None:
     """A board that succeeded may have to begin this again at any time, should it lose its store."""
-    assignment = session.get(Assignment, (device, rollout.alias))
-    if assignment is not None and assignment.rollout_id == rollout.id:
+    assignment = _assigned(session, device, rollout)
+    if assignment is not None:
         assignment.start_by = None
+
+
+def _assigned(session: Session, device: str, rollout: Rollout) -> Assignment | None:
+    """Return what the board should serve, if that is this rollout's."""
+    assignment = session.get(Assignment, (device, rollout.alias))
+    return assignment if assignment is not None and assignment.rollout_id == rollout.id else None
 
 
 def _clean(text: str | None, length: int) -> str | None:

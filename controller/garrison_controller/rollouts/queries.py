@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from garrison_controller.access import rules as access_rules
@@ -15,7 +15,7 @@ from garrison_controller.registry.tables import Package
 from garrison_controller.rollouts.rules import GroupFacts, TargetFacts
 from garrison_controller.rollouts.specification import GroupSpec, Placement, place
 from garrison_controller.rollouts.states import GroupStatus, RolloutStatus, TargetState
-from garrison_controller.rollouts.tables import Approval, Rollout, RolloutGroup, Target
+from garrison_controller.rollouts.tables import Approval, Assignment, Rollout, RolloutGroup, Target
 from garrison_protocol.errors import NotFoundError
 from garrison_protocol.states import DeploymentState
 
@@ -141,6 +141,19 @@ def state_counts(session: Session, rollout_ids: Sequence[str]) -> dict[str, Coun
     for rollout_id, state in rows:
         counts[rollout_id][state] += 1
     return counts
+
+
+def boards_without_room(session: Session, alias: str, devices: Sequence[str], most: int) -> Sequence[str]:
+    """Return those of ``devices`` that have ``most`` aliases besides ``alias``."""
+    rows = session.scalars(
+        select(Assignment.device_id)
+        .where(Assignment.alias != alias)
+        .group_by(Assignment.device_id)
+        .having(func.count() >= most)
+        .order_by(Assignment.device_id)
+    ).all()
+    wanted = set(devices)
+    return [device for device in rows if device in wanted]
 
 
 def rivals(session: Session, rollout: Rollout, devices: Sequence[str]) -> Sequence[tuple[str, str]]:

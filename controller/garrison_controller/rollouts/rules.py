@@ -156,6 +156,9 @@ def tick(policy: Policy, groups: Sequence[GroupFacts], now: datetime) -> tuple[A
         if group.status is GroupStatus.ERROR:
             actions.append(FailGroup(group.position, error(policy, group) or f"group {group.name} is in error"))
             return tuple(actions)
+        if group.status is GroupStatus.FINISHED and _broke_later(policy, group, current):
+            actions.append(FailGroup(group.position, error(policy, group) or f"group {group.name} is in error"))
+            return tuple(actions)
         if group.status is not GroupStatus.RUNNING:
             continue
         reason = error(policy, group)
@@ -198,8 +201,13 @@ def timed_out(policy: Policy, target: TargetFacts, now: datetime) -> bool:
 
 
 def withdrawable(target: TargetFacts) -> bool:
-    """Tell whether the change can be taken back from the board without touching what it serves."""
-    return target.state.handed_out and (target.deployment is None or target.deployment in BEFORE_LOADING)
+    """Tell whether the change can be taken back from the board without touching what it serves.
+
+    A board that timed out may come back and go on with what it was handed. ``SUPERSEDED`` and ``REMOVED`` are what a
+    board says of an earlier withdrawal until it sees that the change was handed to it again.
+    """
+    begun = target.deployment is not None and target.deployment not in BEFORE_LOADING | _NOT_BEGUN
+    return (target.state.handed_out or target.state is TargetState.TIMED_OUT) and not begun
 
 
 def verdict(state: TargetState, deployment: DeploymentState) -> TargetState:
@@ -232,6 +240,12 @@ def _time_out(policy: Policy, group: GroupFacts, now: datetime, actions: list[Ac
     actions.append(TimeOut(tuple(sorted(late))))
     targets = tuple(replace(one, state=TargetState.TIMED_OUT) if one.device in late else one for one in group.targets)
     return replace(group, targets=targets)
+
+
+def _broke_later(policy: Policy, group: GroupFacts, groups: Sequence[GroupFacts]) -> bool:
+    """Tell whether a finished group fell below its threshold while others wait, who could never begin behind it."""
+    waiting = any(other.status is GroupStatus.SCHEDULED for other in groups)
+    return waiting and not succeeded(policy, count(group.targets))
 
 
 def _finish(group: GroupFacts, actions: list[Action]) -> GroupFacts:

@@ -5,6 +5,7 @@ Where desired state changed, the caller tells the bus after the commit (``Bus.de
 
 from __future__ import annotations
 
+import logging
 import secrets
 from datetime import datetime
 
@@ -21,6 +22,9 @@ from garrison_controller.rollouts.states import Decision, GroupStatus, RolloutSt
 from garrison_controller.rollouts.tables import Approval, Rollout, RolloutGroup, Target
 from garrison_protocol.errors import ConflictError, DeniedError, RefusedError
 from garrison_protocol.keys import SigningKey
+from garrison_protocol.messages.desired import MAX_ALIASES
+
+_LOG = logging.getLogger(__name__)
 
 
 def create(session: Session, actor: Identified, spec: RolloutSpec, now: datetime) -> Rollout:
@@ -133,7 +137,7 @@ def start(session: Session, actor: Identified, rollout: Rollout, director: Signi
 
     Raises:
         RefusedError: ``rollout.altered`` when the stored rollout is not the one that was approved.
-        ConflictError: ``rollout.status``, ``rollout.no_targets``, ``rollout.overlap``.
+        ConflictError: ``rollout.status``, ``rollout.no_targets``, ``rollout.overlap``, ``rollout.too_many_aliases``.
     """
     _expect(rollout, "start", RolloutStatus.READY)
     if digest(immutable_facts(rollout), queries.group_specs(session, rollout)) != rollout.digest:
@@ -160,6 +164,14 @@ def start(session: Session, actor: Identified, rollout: Rollout, director: Signi
             + (f" and {len(rivals) - 1} more" if len(rivals) > 1 else ""),
             hint=f"wait for it, or `garrison rollout stop {name}`",
             rollout=name,
+        )
+    full = queries.boards_without_room(session, rollout.alias, devices, MAX_ALIASES)
+    if full:
+        raise ConflictError(
+            "rollout.too_many_aliases",
+            f"{full[0]} has {MAX_ALIASES} aliases already and takes no further one",
+            hint="use an alias that the board has, or leave the board out by the filter",
+            device=full[0],
         )
     for position, members in enumerate(placement.groups):
         for device in members:
@@ -232,14 +244,20 @@ def trigger_next_group(
 
 
 def tick(database: Database, director: SigningKey, now: datetime) -> bool:
-    """Advance every running rollout, each in a transaction of its own; return whether desired state changed."""
+    """Advance every running rollout, each in a transaction of its own; return whether desired state changed.
+
+    One that cannot be advanced is logged, and stops no other.
+    """
     with database.reading() as session:
         running = queries.running_ids(session)
     changed = False
     for rollout_id in running:
-        with database.session() as session:
-            rollout = queries.find(session, rollout_id, lock=True)
-            changed = execution.advance(session, rollout, director, now) or changed
+        try:
+            with database.session() as session:
+                rollout = queries.find(session, rollout_id, lock=True)
+                changed = execution.advance(session, rollout, director, now) or changed
+        except Exception:  # noqa: BLE001 -- see above; it is due again at the next tick
+            _LOG.exception("rollout %s could not be advanced", rollout_id)
     return changed
 
 

@@ -16,11 +16,16 @@ def sample(epoch: str, seq: int, time_ms: int, header: Mapping[str, object]) -> 
     """Return one row as clients see it. Facts have names of two letters or more; the header's own have one."""
     place: Sample = {"epoch": epoch, "seq": seq, "time_ms": time_ms}
     facts: Sample = {
-        key: value
+        _text(key): _text(value) if isinstance(value, str) else value
         for key, value in header.items()
         if len(key) > 1 and key not in _PLACE and (value is None or isinstance(value, (str, int)))
     }
     return place | facts
+
+
+def _text(text: str) -> str:
+    """Return text that an answer can hold: JSON may name half a surrogate pair."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def summary(samples: Sequence[Sample]) -> dict[str, int | None]:

@@ -9,14 +9,15 @@ from garrison_protocol.manifest import PackageRef
 from garrison_protocol.messages.base import Message, Part
 
 KIND = "desired"
+MAX_ALIASES = 64
 
 
 class GateLimits(Part):
     """Speed and memory limits of a rollout, on top of the manifest's quality thresholds. None: no limit."""
 
-    min_tokens_per_s: float | None = None
-    max_ttft_ms: float | None = None
-    max_rss_mb: float | None = None
+    min_tokens_per_s: float | None = Field(default=None, allow_inf_nan=False)
+    max_ttft_ms: float | None = Field(default=None, allow_inf_nan=False)
+    max_rss_mb: float | None = Field(default=None, allow_inf_nan=False)
 
 
 class DesiredAlias(Part):
@@ -25,7 +26,7 @@ class DesiredAlias(Part):
     alias: Name
     package: PackageRef
     rollout: str = Field(min_length=1, max_length=64)
-    soak_s: float = Field(default=300, ge=0)
+    soak_s: float = Field(default=300, ge=0, allow_inf_nan=False)
     start_by: int | None = None
     """Unix seconds after which a board does not begin; None: no limit."""
     limits: GateLimits = GateLimits()
@@ -35,5 +36,5 @@ class DesiredAlias(Part):
 class Desired(Message):
     """The highest counter wins; it does not expire. Retained on ``down/<device>/desired``, signed by the director."""
 
-    counter: int = Field(ge=1)
-    aliases: tuple[DesiredAlias, ...] = Field(max_length=64)
+    counter: int = Field(ge=1, lt=2**53)
+    aliases: tuple[DesiredAlias, ...] = Field(max_length=MAX_ALIASES)

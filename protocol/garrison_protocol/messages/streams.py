@@ -45,6 +45,6 @@ class Receipt(Message):
 
     stream: Stream
     epoch: str = Field(pattern=EPOCH_PATTERN)
-    up_to: int = Field(ge=0)
+    up_to: int = Field(ge=0, lt=2**53)
     hash: Sha256 | None = None
     resend: bool = False

@@ -188,3 +188,15 @@ def test_every_change_is_recorded_in_its_own_transaction(database: Database) -> 
             "access.token.revoke",
         ]
         assert issued.secret not in repr([event.detail for event in queries.events(session)])
+
+
+def test_bootstrap_helps_once_nobody_can_grant_any_more(database: Database) -> None:
+    with database.session() as session:
+        bootstrapped(session)
+    later = NOW + timedelta(days=90)
+    with database.session() as session, pytest.raises(ConflictError):
+        service.bootstrap(session, "mallory", later - timedelta(seconds=1))
+    with database.session() as session:
+        service.bootstrap(session, "bob", later)  # alice's token has ended
+    with database.session() as session, pytest.raises(ConflictError):
+        service.bootstrap(session, "mallory", later)

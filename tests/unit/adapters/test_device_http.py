@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from garrison_agent.adapters.device_http import DeviceHttp, refusal
+from garrison_agent.adapters.device_http import MAX_ERROR_CHARS, DeviceHttp, refusal
 from garrison_agent.adapters.enrolment import enrol
 from garrison_protocol.errors import ConflictError, InvalidError, RefusedError, UnavailableError
 from tests.fakes.device_api import DeviceApi
@@ -85,3 +85,10 @@ def test_answers_without_our_json_still_become_errors_by_their_status() -> None:
     assert isinstance(unavailable, UnavailableError)
     assert unavailable.retryable
     assert unavailable.code == "controller.refused"
+
+
+def test_what_a_controller_writes_fits_into_an_audit_entry() -> None:
+    error = refusal(403, b'{"code": "x.\\ud800", "message": "%s\\ud800"}' % (b"a" * 400_000), "/x")
+    assert (error.code, len(error.message)) == ("x.?", MAX_ERROR_CHARS)
+    error = refusal(403, b'{"code": "x.y", "message": "\\ud800"}', "/x")
+    assert error.message == "?"

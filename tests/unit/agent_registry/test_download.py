@@ -314,6 +314,38 @@ def test_repair_of_a_file_of_wrong_length(blobs: BlobStore, source: MemorySource
     assert source.sent.get(FILE.sha256, 0) == expected[damage]
 
 
+def test_an_unreadable_sector_is_fetched_again(
+    blobs: BlobStore, source: MemorySource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _download(source, blobs)
+    bad, read = blobs.path(FILE.sha256).stat().st_ino, os.preadv
+
+    def failing(descriptor: int, buffers: list[memoryview], at: int) -> int:
+        if os.fstat(descriptor).st_ino == bad and at < 2 * CHUNK and at + len(buffers[0]) > CHUNK:
+            raise OSError(errno.EIO, "Input/output error")
+        return read(descriptor, buffers, at)
+
+    monkeypatch.setattr(os, "preadv", failing)
+    assert not verify_blob(FILE, blobs)
+    repair = repair_variant(PACKAGE.manifest, PACKAGE.variant, source, blobs, progress=_silent, cancelled=_never)
+    assert repair.bad_chunks == 1
+    assert verify_blob(FILE, blobs)
+
+
+def test_what_cannot_even_be_opened_is_fetched_whole(blobs: BlobStore, source: MemorySource) -> None:
+    _download(source, blobs)
+    blobs.chunks_path(FILE.sha256).unlink()
+    blobs.chunks_path(FILE.sha256).mkdir()  # read_bytes fails with something else than "not found"
+    blobs.path(FILE.sha256).unlink()
+    blobs.path(FILE.sha256).symlink_to(blobs.path(FILE.sha256))
+    assert not blobs.has(FILE.sha256, FILE.size)
+    with pytest.raises(NotFoundError, match=r"blob\.missing"):
+        verify_blob(FILE, blobs)
+    blobs.chunks_path(FILE.sha256).rmdir()
+    repair_variant(PACKAGE.manifest, PACKAGE.variant, source, blobs, progress=_silent, cancelled=_never)
+    assert blobs.path(FILE.sha256).read_bytes() == DATA
+
+
 def test_repair_without_a_network_changes_nothing_and_continues_later(blobs: BlobStore, source: MemorySource) -> None:
     _download(source, blobs)
     path = blobs.path(FILE.sha256)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,8 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 from garrison_controller.cli.app import app, main
+from garrison_controller.cli.rollout import parse_group
+from garrison_protocol.errors import InvalidError
 
 
 def commands(group: TyperGroup, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], TyperCommand]]:
@@ -63,3 +66,40 @@ def test_an_error_ends_with_its_status_and_a_hint(
     assert "hint: run `garrison access login" in capsys.readouterr().err
     assert main(["serve", "run", "--config", f"{tmp_path}/none.toml"]) == 4
     assert main(["device", "token", "create", "edge-1", "--label", "nonsense"]) == 2
+
+
+def test_only_the_command_itself_installs_completion(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert "--install-completion" in capsys.readouterr().out
+    assert main(["device", "--help"]) == 0
+    assert "--install-completion" not in capsys.readouterr().out
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("garrison ")
+
+
+def test_a_file_that_cannot_be_used_is_named_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    blocker = tmp_path / "file"
+    blocker.write_text("")
+    monkeypatch.setenv("GARRISON_KEY_PASSPHRASE", "correct horse battery")
+    assert main(["registry", "key", "generate", "rita", "--out", str(blocker / "keys")]) == 2
+    assert "cli.file_unusable" in capsys.readouterr().err
+
+
+def test_a_token_is_not_asked_for_where_nobody_types(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("GARRISON_TOKEN", raising=False)
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert main(["access", "login", "--url", "https://127.0.0.1:1"]) == 2
+    assert "usage.token_empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["canary", "=x", "a=", "a=0%", "a=101%"])
+def test_a_malformed_group_is_refused_before_the_controller_is_asked(text: str) -> None:
+    with pytest.raises(InvalidError, match=r"usage\.group_malformed"):
+        parse_group(text)

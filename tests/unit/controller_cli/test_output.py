@@ -4,10 +4,11 @@ import json
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from garrison_controller.cli.device import summary_line
-from garrison_controller.cli.output import Output, OutputFormat, cell, print_error
-from garrison_controller.cli.times import parse_duration, utc_text
+from garrison_controller.cli.output import Output, OutputFormat, cell, print_error, size
+from garrison_controller.cli.times import duration_text, moment, parse_duration, utc_text
 from garrison_protocol.errors import InvalidError, RefusedError
 
 ROWS = [{"id": "edge-1", "labels": {"site": "x"}, "online": True}, {"id": "[red]edge-2", "labels": {}, "online": False}]
@@ -74,3 +75,53 @@ def test_the_summary_of_samples_counts_what_was_taken_offline() -> None:
     ]
     assert summary_line(rows) == "3 rows, 2 taken offline, 15 tokens, mean 25.0 tokens/s"
     assert summary_line([]) == "0 rows, 0 taken offline, 0 tokens, mean - tokens/s"
+
+
+WIDE = [{"id": "smollm2-135m-instruct:1.0.0", "by": "piet", "why": "group canary: 1 of 1 boards failed", "n": 7}]
+WIDE_COLUMNS = {"id": "MODEL", "by": "PUBLISHED BY", "why": "REASON", "n": "BOARDS"}
+
+
+def _printed(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *, terminal: bool
+) -> tuple[list[str], str]:
+    output = Output(OutputFormat.TABLE)
+    monkeypatch.setattr(output, "console", Console(width=width, force_terminal=terminal, color_system=None))
+    output.table(WIDE_COLUMNS, WIDE, prose={"why"}, spare=("by",))
+    captured = capsys.readouterr()
+    return captured.out.splitlines(), captured.err
+
+
+def test_a_row_that_is_piped_stays_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines, remark = _printed(20, monkeypatch, capsys, terminal=False)
+    assert len(lines) == 2
+    assert all(value in lines[1] for value in ("smollm2-135m-instruct:1.0.0", "piet", "group canary: 1 of 1 boards"))
+    assert remark == ""
+
+
+def test_a_narrow_terminal_wraps_prose_then_drops_spare_columns_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines, remark = _printed(70, monkeypatch, capsys, terminal=True)
+    assert "PUBLISHED BY" in lines[0]
+    assert len(lines) > 2
+    assert remark == ""
+    lines, remark = _printed(60, monkeypatch, capsys, terminal=True)
+    assert "PUBLISHED BY" not in lines[0]
+    assert "smollm2-135m-instruct:1.0.0" in lines[1]
+    assert max(map(len, lines)) <= 60
+    assert "PUBLISHED BY: left out" in remark
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(512, "0.5 KiB"), (3_163_737, "3.0 MiB"), (98_362_432, "94 MiB"), (1_503_238_554, "1.4 GiB")]
+)
+def test_sizes(number: int, text: str) -> None:
+    assert size(number) == text
+
+
+def test_times_and_durations_for_people() -> None:
+    assert moment("2026-11-24T10:19:26.597979+02:00") == "2026-11-24 08:19:26"
+    assert moment(None) is None
+    assert [duration_text(seconds) for seconds in (5, 90, 5400, 7200, 86400)] == ["5 s", "90 s", "90 min", "2 h", "1 d"]

@@ -6,6 +6,7 @@ import pytest
 
 from garrison_agent.core import health, retry
 from garrison_agent.core.desired import Applied, Verdict, judge, reconcile
+from garrison_agent.core.draft import Draft
 from garrison_agent.core.residency import Placement, Resident, place
 from garrison_agent.core.slot import Assign, Withdraw
 from garrison_agent.runtimes.status import RequestRecord
@@ -57,6 +58,13 @@ def test_waits_double_up_to_their_cap() -> None:
     backoff = retry.Backoff(base_s=1, cap_s=10)
     assert [backoff.delay_s(tries) for tries in (0, 1, 2, 3, 4, 5, 1000)] == [1, 1, 2, 4, 8, 10, 10]
     assert (retry.jittered(10, 0.0), retry.jittered(10, 0.5)) == (5.0, 7.5)
+
+
+def test_what_others_write_fits_into_an_audit_entry() -> None:
+    draft = Draft(slot_in(State.ACTIVE))
+    draft.note("model.load_failed", None, code="x", detail="y" * 1_000_000)
+    (record,) = draft.done().records
+    assert len(canonical_json(record.facts)) < 2000
 
 
 def test_requests_add_up_in_integers() -> None:

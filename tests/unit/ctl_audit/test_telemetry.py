@@ -37,3 +37,8 @@ def test_a_board_cannot_break_the_summary_with_odd_values() -> None:
     summary = rules.summary([odd])
     assert (summary["requests"], summary["errors"], summary["cpu_permille_peak"]) == (0, 0, None)
     assert rules.summary([])["rows"] == 0
+
+
+def test_text_that_no_answer_can_hold_is_replaced() -> None:
+    odd = rules.sample("e", 1, 5, {"lo\ud800": "smol\udfff"})
+    assert odd == {"epoch": "e", "seq": 1, "time_ms": 5, "lo?": "smol?"}

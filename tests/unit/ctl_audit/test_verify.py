@@ -148,3 +148,26 @@ def test_files_that_are_no_database_are_refused(tmp_path: Path) -> None:
     text_file.write_text("no database" * 1000)
     with pytest.raises(InvalidError), open_copy(text_file) as session:
         verify(session)
+
+
+def test_a_chain_whose_state_was_removed_is_missed(filled: Fleet) -> None:
+    database = sqlite3.connect(str(filled.database.engine.url.database))  # without foreign keys, as sqlite3's shell
+    with database:
+        database.execute("DELETE FROM stream_state WHERE device_id = 'edge-2'")
+        database.execute("DELETE FROM stream_state WHERE device_id = 'edge-3'")
+        database.execute("DELETE FROM stream_row WHERE device_id = 'edge-3'")
+    database.close()
+    bad = [(report.device, report.stream) for report in reports(filled) if not report.ok]
+    assert bad == [("edge-2", "audit"), ("edge-2", "telemetry"), ("edge-3", "audit")]
+    assert all(report.ok for report in reports(filled, "edge-1"))
+
+
+@pytest.mark.parametrize("change", ["kind = 'harmless'", "time_ms = 0"])
+def test_columns_that_hide_an_entry_from_queries_are_compared_with_its_header(filled: Fleet, change: str) -> None:
+    with filled.database.session() as session:
+        session.execute(
+            text(f"UPDATE stream_row SET {change} WHERE device_id = 'edge-2' AND stream = 'audit' AND seq = 7")
+        )
+    (report,) = [report for report in reports(filled) if not report.ok]
+    assert report.fault is not None
+    assert (report.device, report.fault.seq) == ("edge-2", 7)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,23 @@ def test_an_empty_blob(tmp_path: Path) -> None:
     folder = BlobFolder(tmp_path)
     assert receive(folder, b"", total=0, name=sha256_hex(b""))
     assert folder.size(sha256_hex(b"")) == 0
+
+
+def test_an_upload_that_waited_for_a_finished_one_leaves_the_blob_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = BlobFolder(tmp_path)
+    first = folder.begin(NAME, 0, len(DATA))
+    first.write(DATA)
+    lock = module._lock
+
+    def late(file: io.FileIO, sha256: str) -> None:
+        assert first.finish()
+        first.close()
+        lock(file, sha256)
+
+    monkeypatch.setattr(module, "_lock", late)
+    with pytest.raises(GarrisonError) as caught:
+        folder.begin(NAME, 0, len(DATA))
+    assert (caught.value.code, caught.value.retryable) == ("blob.upload_in_progress", True)
+    assert folder.path(NAME).read_bytes() == DATA

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -339,3 +340,15 @@ def test_an_unknown_model_is_not_found(published: PublishedRegistry) -> None:
     with published.database.reading() as session, pytest.raises(NotFoundError) as caught:
         queries.get_package(session, "tiny", "9")
     assert caught.value.code == "model.not_found"
+
+
+def test_notices_leave_in_the_order_of_publication(published: PublishedRegistry) -> None:
+    def locked(_timestamp: bytes) -> None:
+        with pytest.raises(BlockingIOError), (published.folder / ".lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        calls.append("locked")
+
+    calls: list[str] = []
+    published.registry.on_timestamp = locked
+    assert published.registry.refresh_online(NOW + timedelta(days=2))
+    assert calls == ["locked"]

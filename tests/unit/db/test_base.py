@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError, StatementError
+from sqlalchemy.pool import QueuePool
 
 from garrison_controller.access.tables import AdminEvent, Grant
 from garrison_controller.db.base import Database
+from garrison_protocol.errors import UnavailableError
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 
@@ -108,3 +110,20 @@ def test_commits_survive_power_loss_as_far_as_sqlite_can(database: Database) -> 
             for name in ("journal_mode", "synchronous", "foreign_keys")
         }
     assert pragmas == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
+
+
+def test_a_caller_that_gets_no_connection_is_told_to_try_again(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path / 'test.db'}")
+    database.create_all()
+    pool = database.engine.pool
+    assert isinstance(pool, QueuePool)
+    pool._timeout = 0.01
+    held = [database.engine.connect() for _ in range(pool.size() + pool._max_overflow)]
+    for transaction in (database.session, database.reading):
+        with pytest.raises(UnavailableError) as busy, transaction() as session:
+            session.execute(select(1))
+        assert (busy.value.code, busy.value.retryable) == ("database.busy", True)
+    for connection in held:
+        connection.close()
+    assert subjects(database) == []
+    database.close()

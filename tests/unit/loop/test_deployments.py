@@ -9,6 +9,7 @@ import pytest
 from garrison_protocol.errors import InsufficientError, RefusedError, UnavailableError
 from garrison_protocol.states import DeploymentState as State
 from garrison_protocol.states import WaitReason
+from tests.fakes.packages import Package
 from tests.unit.loop.rig import DEVICE, FLEET, Rig, entry, package
 
 
@@ -254,6 +255,61 @@ def test_too_little_disk_is_noticed_before_the_download(rig: Rig, monkeypatch: p
     assert (rig.state, rig.slot.error_code) == ("WAITING", "disk.insufficient")
     assert rig.models.running == ["chat:1.0"]
     assert not any(line.startswith("download") for line in rig.work.log)
+
+
+def test_two_downloads_at_once_share_what_disk_there_is(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig.connect()
+    chat, code = package("1.0"), package("1.0", "code")
+    size, reserve = max(chat.variant.size_bytes, code.variant.size_bytes), 1024 * 1024
+    monkeypatch.setattr(rig.shelf.blobs, "free_bytes", lambda: reserve + size)
+    for one in (chat, code):
+        rig.work.publish(one)
+    rig.desire(entry(chat.ref), entry(code.ref, alias="code"))
+    rig.settle()
+    assert sorted(slot.state.value for slot in rig.parts.deployments.slots.values()) == ["ACTIVE", "WAITING"]
+    rig.forward(60)
+    assert {slot.state for slot in rig.parts.deployments.slots.values()} == {State.ACTIVE}
+
+
+def test_after_a_kill_a_candidate_asks_for_memory_last(rig: Rig) -> None:
+    rig.connect()
+    other = package("1.0", "zebra", memory_mb=600)
+    rig.work.publish(other)
+    rig.desire(entry(other.ref, alias="zebra"))
+    rig.settle()
+    rig.forward(1)
+    made = package("1.0", memory_mb=600)
+    rig.work.publish(made)
+    rig.desire(entry(other.ref, alias="zebra"), entry(made.ref))
+    while "chat" not in rig.parts.deployments.slots or rig.state != "STAGED":
+        assert rig.step()
+    rig.restart()
+    assert rig.models.running == ["zebra:1.0"]
+    assert rig.state == "WAITING"
+
+
+def test_settings_that_no_engine_takes_fail_the_deployment_only(rig: Rig) -> None:
+    rig.connect()
+    rig.deploy(package("1.0"), "r1")
+    made = package("2.0")
+    variant = made.variant.model_copy(update={"model_settings": {"threads": "auto"}})
+    made = Package(made.manifest.model_copy(update={"variants": (variant,)}), made.blobs)
+    rig.deploy(made, "r2")
+    assert (rig.state, rig.slot.error_code) == ("ROLLED_BACK", "manifest.malformed")
+    assert rig.models.running == ["chat:1.0"]
+
+
+def test_a_manifest_that_cannot_be_read_is_repaired(rig: Rig) -> None:
+    rig.connect()
+    made = package()
+    rig.deploy(made, "r1")
+    path = rig.shelf.folder(made.ref.name, made.ref.version) / "manifest.json"
+    path.unlink()
+    path.mkdir()  # an OSError that is not "not found", as for a bad sector
+    rig.restart()
+    assert (rig.state, rig.models.running) == ("REPAIRING", [])
+    assert "model.corrupt" in rig.audit()
+    assert rig.work.log[-1] == "repair chat:1.0"
 
 
 def test_desired_state_and_slots_are_one_transaction(rig: Rig) -> None:

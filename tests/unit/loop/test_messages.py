@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+
+from garrison_agent.events import Tick
 from garrison_protocol import topics
 from garrison_protocol.envelope import seal
 from garrison_protocol.errors import RefusedError
@@ -9,7 +12,7 @@ from garrison_protocol.keys import SigningKey
 from garrison_protocol.messages.base import encode
 from garrison_protocol.messages.desired import Desired
 from garrison_protocol.states import Freshness, KeyPurpose, Stream
-from tests.unit.loop.rig import DEVICE, DIRECTOR, RECEIPTS, Rig, entry, fleet_json, package
+from tests.unit.loop.rig import DEVICE, DIRECTOR, FLEET, RECEIPTS, Rig, entry, fleet_json, package
 
 DESIRED = topics.down(DEVICE, topics.Down.DESIRED)
 
@@ -100,6 +103,85 @@ def test_rubbish_never_ends_the_agent(rig: Rig) -> None:
     assert rig.audit().count("message.refused") <= len(counts)
     rig.restart()
     assert sum(rig.parts.inbound.refused.values()) > 0
+
+
+def test_what_has_no_bytes_or_is_beyond_all_numbers_never_ends_the_agent(rig: Rig) -> None:
+    rig.connect()
+    outer = {"payloadType": "\ud800", "payload": "", "signatures": [{"keyid": DIRECTOR.key_id, "sig": ""}]}
+    rig.receive(DESIRED, json.dumps(outer).encode())
+    digest = "0" * 64
+    alias = {"alias": "chat", "package": {"name": "chat", "version": "1", "manifest_sha256": digest}, "rollout": "r"}
+    for body in (
+        {"device": DEVICE, "counter": 2**60, "aliases": []},
+        {"device": DEVICE, "counter": 1, "aliases": [{**alias, "soak_s": float("inf")}]},
+        {"device": DEVICE, "counter": 1, "aliases": [{**alias, "limits": {"max_rss_mb": float("inf")}}]},
+    ):
+        rig.receive(DESIRED, seal("desired", json.dumps(body).encode(), DIRECTOR))
+    epoch = rig.parts.journal.heads()["audit"].epoch
+    receipt = {"device": DEVICE, "stream": "audit", "epoch": epoch, "up_to": 2**60, "hash": digest}
+    rig.receive(topics.down(DEVICE, topics.Down.RECEIPT), seal("receipt", json.dumps(receipt).encode(), RECEIPTS))
+    rig.settle()
+    assert rig.parts.inbound.refused == {"envelope.malformed": 1, "message.malformed": 4}
+    rig.restart()
+    assert rig.parts.inbound.applied.counter == 0
+
+
+def test_a_flood_on_a_full_disk_never_ends_the_agent(rig: Rig) -> None:
+    rig.connect()
+    rig.deploy(package(), "r1")
+    for batch in rig.batches(Stream.AUDIT):
+        rig.receipt(batch)
+    (pages,) = rig.database.connection.execute("PRAGMA page_count").fetchone()
+    rig.database.connection.execute(f"PRAGMA max_page_count = {pages}")
+    desired = rig.parts.inbound.applied
+    for number in range(100):
+        rig.clock.forward(61)  # each would be recorded
+        rig.receive(DESIRED, b"{}")
+        rig.desire(entry(package().ref, "r1"), counter=100 + number)
+        rig.inbox.put(Tick.HEARTBEAT)
+        rig.settle()
+    assert rig.parts.inbound.refused["envelope.malformed"] == 100
+    assert rig.parts.inbound.applied != desired  # as long as there was room
+    assert rig.parts.inbound.applied.counter < 199
+    rig.database.connection.execute("PRAGMA max_page_count = 100000")
+    rig.desire(entry(package().ref, "r1"), counter=200)
+    rig.settle()
+    assert rig.parts.inbound.applied.counter == 200
+
+
+def test_a_fleet_file_of_a_newer_garrison_ends_nothing(rig: Rig) -> None:
+    rig.connect()
+    rig.deploy(package("1.0"), "r1")
+    rig.work.fleet = FLEET.replace(b'"schema_version":"1.0"', b'"schema_version":"2.0"')
+    rig.parts.trust.refresh()
+    rig.settle()
+    assert rig.headers("metadata.refused")[-1]["code"] == "fleet.malformed"
+    rig.deploy(package("2.0"), "r2")
+    assert (rig.state, rig.slot.error_code) == ("FAILED", "fleet.malformed")
+    rig.restart()
+    assert rig.models.running == ["chat:1.0"]
+    assert rig.parts.trust.fleet is not None
+
+
+def test_a_controller_that_answers_nothing_for_hours_leaves_a_handful_of_timers(rig: Rig) -> None:
+    rig.connect()
+    rig.forward(1)
+    for batch in rig.batches(Stream.AUDIT):
+        rig.receipt(batch)
+    for stream in (Stream.TELEMETRY, Stream.AUDIT):  # so that the second stream in line times out first
+        rig.parts.journal.append(stream, "sample", {"cpu_permille": 1})
+        rig.inbox.put(Tick.PUMP)
+        rig.forward(3)
+    sent = len(rig.link.sent)
+    for _ in range(60):
+        rig.forward(60)
+    assert len(rig.link.sent) > sent + 10
+    count = 0
+    while (rest := rig.parts.timers.next_s()) is not None:
+        rig.clock.forward(rest)
+        rig.parts.timers.due()
+        count += 1
+    assert count < 6
 
 
 def test_rows_are_kept_until_a_signed_receipt_covers_them(rig: Rig) -> None:

@@ -126,6 +126,13 @@ def test_anything_else_is_refused_with_a_code(data: bytes) -> None:
     assert caught.value.code.startswith("envelope.")
 
 
+def test_a_payload_type_that_has_no_bytes_is_refused() -> None:
+    outer = {"payloadType": "\ud800", "payload": "", "signatures": [{"keyid": KEY.key_id, "sig": ""}]}
+    with pytest.raises(InvalidError) as caught:
+        envelope.unseal(json.dumps(outer).encode(), trusted)
+    assert caught.value.code == "envelope.malformed"
+
+
 def test_deeply_nested_json_is_refused() -> None:
     with pytest.raises(InvalidError) as caught:
         envelope.unseal(b"[" * 200_000, trusted)

@@ -100,6 +100,7 @@ def test_a_rollout_altered_behind_the_triggers_does_not_start(fleet: Fleet) -> N
     rollout = fleet.create(start_on_approval=False)
     fleet.approve(rollout)
     with fleet.database.session() as session:
+        session.execute(text("DROP TRIGGER rollout_frozen"))
         session.execute(text("UPDATE rollout SET limits = '{\"max_rss_mb\": 1}'"))
     with pytest.raises(RefusedError) as refused, fleet.database.session() as session:
         service.start(session, ALICE, queries.find(session, rollout), fleet.director, fleet.clock())
@@ -110,3 +111,10 @@ def test_every_rule_is_written_for_both_databases() -> None:
     assert len(four_eyes.statements("postgresql")) == 2 * len(four_eyes.statements("sqlite"))
     with pytest.raises(ValueError, match="mysql"):
         four_eyes.statements("mysql")
+
+
+@pytest.mark.parametrize("change", ["limits = '{}'", "max_unavailable = 7", "max_unavailable = NULL"])
+def test_limits_and_disruption_budget_are_frozen_too(fleet: Fleet, change: str) -> None:
+    fleet.create(max_unavailable=1, limits={"min_tokens_per_s": 5})
+    with pytest.raises(IntegrityError, match="a specification never changes"), fleet.database.session() as session:
+        session.execute(text(f"UPDATE rollout SET {change}"))

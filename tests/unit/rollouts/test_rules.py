@@ -130,6 +130,14 @@ def test_boards_online_come_first() -> None:
     assert rules.hand_out(policy, replace(facts, targets=(facts.targets[0], online))) == ("b1",)
 
 
+def test_a_finished_group_that_breaks_later_pauses_a_rollout_that_could_never_go_on() -> None:
+    broken = group(DONE, BAD, OK)
+    (action,) = rules.tick(POLICY, [broken, group(RUN, P, position=1), group(DUE, S, position=2)], NOW)
+    assert isinstance(action, FailGroup)
+    assert action.position == 0
+    assert rules.tick(POLICY, [broken, group(RUN, P, position=1)], NOW) == ()  # nobody waits behind it
+
+
 def test_empty_groups_finish_at_once() -> None:
     assert rules.tick(POLICY, [group(DUE), group(DUE, S, position=1)], NOW) == (
         StartGroup(0),
@@ -161,7 +169,10 @@ def test_no_group_ever_starts_behind_one_below_its_threshold(
 @pytest.mark.parametrize("deployment", list(DeploymentState))
 def test_only_boards_before_loading_can_be_taken_back(deployment: DeploymentState) -> None:
     target = TargetFacts("b0", P, deployment)
-    assert rules.withdrawable(target) == (deployment in BEFORE_LOADING)
+    ended_by_an_earlier_withdrawal = deployment in {DeploymentState.SUPERSEDED, DeploymentState.REMOVED}
+    expected = deployment in BEFORE_LOADING or ended_by_an_earlier_withdrawal
+    assert rules.withdrawable(target) == expected
+    assert rules.withdrawable(replace(target, state=LATE)) == expected
     assert not rules.withdrawable(replace(target, state=OK))
 
 

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+from datetime import datetime
+
 import pytest
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from garrison_controller.access.tables import AdminEvent
-from garrison_controller.rollouts import documents, queries, service
+from garrison_controller.rollouts import documents, execution, queries, service
 from garrison_controller.rollouts.specification import GroupSpec
-from garrison_controller.rollouts.tables import DesiredState
+from garrison_controller.rollouts.tables import DesiredState, Rollout
 from garrison_protocol.errors import ConflictError, InvalidError, NotFoundError
+from garrison_protocol.keys import SigningKey
 from garrison_protocol.states import DeploymentState
 from tests.unit.rollouts.fleet import ALICE, Fleet
 
@@ -293,3 +297,67 @@ def test_new_desired_state_counts_as_unpublished(fleet: Fleet) -> None:
     fleet.pause(rollout)
     with fleet.database.reading() as session:
         assert session.get_one(DesiredState, "edge-1").published_at is None
+
+
+def test_a_board_that_was_withdrawn_once_can_be_withdrawn_again(fleet: Fleet) -> None:
+    good = fleet.begin("good")
+    for board in fleet.boards:
+        fleet.activate(board, good)
+    new = fleet.begin("new", "2.0.0")
+    fleet.report("edge-1", new, DeploymentState.DOWNLOADING, 20)
+    fleet.pause(new)
+    fleet.report("edge-1", new, DeploymentState.SUPERSEDED, 21)
+    fleet.resume(new)
+    assert fleet.serves("edge-1") == ("2.0.0", new)
+    fleet.pause(new)
+    assert fleet.serves("edge-1") == ("1.0.0", good)
+
+
+def test_a_board_that_went_silent_in_a_download_does_not_come_back_to_a_bad_model(fleet: Fleet) -> None:
+    good = fleet.begin("good")
+    for board in fleet.boards:
+        fleet.activate(board, good)
+    everyone = (GroupSpec(name="all", filter="*"),)
+    bad = fleet.begin("bad", "2.0.0", groups=everyone, in_progress_timeout_s=600)
+    fleet.report("edge-1", bad, DeploymentState.DOWNLOADING, 20)
+    fleet.clock.advance(601)
+    fleet.tick()
+    fleet.report("edge-2", bad, DeploymentState.ROLLED_BACK, 20)
+    assert fleet.rollout(bad).status == "PAUSED"
+    assert fleet.states(bad)["edge-1"] == "TIMED_OUT"
+    assert fleet.serves("edge-1") == ("1.0.0", good)
+
+    fleet.activate("edge-1", bad, 27)  # said before it saw the withdrawal: it is on its way back
+    assert fleet.states(bad)["edge-1"] == "TIMED_OUT"
+
+
+def test_a_rollout_that_cannot_be_advanced_stops_no_other(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    everyone = (GroupSpec(name="all", filter="*"),)
+    poisoned = fleet.begin("poisoned", groups=everyone, queued_timeout_s=60)
+    fleet.clock.advance(1)
+    other = fleet.begin("other", alias="other", groups=everyone, queued_timeout_s=60)
+    advance = execution.advance
+
+    def faulty(session: Session, rollout: Rollout, director: SigningKey, now: datetime) -> bool:
+        if rollout.id == poisoned:
+            raise ValueError("a bug")
+        return advance(session, rollout, director, now)
+
+    monkeypatch.setattr(execution, "advance", faulty)
+    fleet.clock.advance(60)
+    fleet.tick()
+    assert set(fleet.states(poisoned).values()) == {"QUEUED"}
+    assert set(fleet.states(other).values()) == {"TIMED_OUT"}
+
+
+def test_a_board_without_room_for_another_alias_is_refused_at_the_start(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "MAX_ALIASES", 2)
+    only = (GroupSpec(name="all", filter="name=edge-2"),)
+    for alias in ("one", "two"):
+        fleet.activate("edge-2", fleet.begin(alias, alias=alias, groups=only))
+    with pytest.raises(ConflictError) as refused:
+        fleet.begin("three", alias="three")
+    assert refused.value.code == "rollout.too_many_aliases"
+    fleet.begin("again", "2.0.0", alias="two", groups=only)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 
@@ -47,6 +48,12 @@ def test_a_choice_passes_only_as_the_strict_and_finite_best(scores: list[float |
 )
 def test_a_label_passes_only_as_the_strict_best_with_enough_score(scores: list[float], passes: bool) -> None:
     assert label_passes(LABEL, scores) is passes
+
+
+def test_an_output_without_numbers_fails() -> None:
+    for scores in (["cat", "dog"], [None, 0.9]):
+        seen: list[Any] = scores
+        assert label_passes(LABEL, seen) is False
 
 
 def generate_case(pattern: str) -> GenerateCase:
