@@ -142,8 +142,8 @@ class MainJob:
         if second_began < first_done:
             raise StepError("the second group began before the first had succeeded", self.fleet.controller.log)
         return (
-            f"2 models ACTIVE on {len(targets)} boards; {CHAT}: canary ended at {first_done[11:19]}, "
-            f"group rest began at {second_began[11:19]}"
+            f"2 models ACTIVE on {len(targets)} boards; {CHAT}: canary ended at {first_done[11:23]}, "
+            f"group rest began at {second_began[11:23]}"
         )
 
     def use(self) -> str:

@@ -161,7 +161,7 @@ class Database:
 def translate(error: sqlite3.Error, path: Path) -> GarrisonError:
     """Return what a failure of SQLite means to the agent."""
     name = getattr(error, "sqlite_errorname", "")
-    if name.startswith("SQLITE_FULL"):
+    if name.startswith(("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE")):  # the latter: not even the WAL's index finds room
         return InsufficientError(
             "disk.full",
             f"{path} cannot grow: the disk is full",

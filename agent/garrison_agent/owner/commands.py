@@ -38,6 +38,8 @@ from garrison_protocol.errors import (
 from garrison_protocol.manifest import PackageRef
 from garrison_protocol.states import DeploymentState, Stream
 
+MAX_WAITERS = 1000
+
 
 @dataclass(frozen=True)
 class _Waiter:
@@ -118,6 +120,8 @@ class Commands:
         if slot.phase is Phase.READY:
             answer.set_result(LoadResult(id=serving.package.id, alias=slot.alias, outcome="already_loaded"))
             return
+        if len(self._waiters) >= MAX_WAITERS:  # callers give up long before a switch ends, and ask again
+            raise UnavailableError("agent.busy", "too many wait for models already", retryable=True)
         self._require_memory(slot, serving.package, serving.variant)
         if slot.phase is Phase.OFF and slot.state not in SWITCHING:
             self._journal.append(Stream.AUDIT, "api.load", {"alias": slot.alias, "model": serving.package.id})

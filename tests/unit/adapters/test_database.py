@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from garrison_agent.adapters.database import MIGRATIONS, Database
+from garrison_agent.adapters.database import MIGRATIONS, Database, translate
 from garrison_protocol.errors import ConflictError, GarrisonError, InsufficientError
 
 
@@ -118,3 +118,9 @@ def test_a_damaged_store_is_told(tmp_path: Path) -> None:
     path.write_bytes(b"this is no database, for sure. " * 100)
     with pytest.raises(GarrisonError, match=r"database\.damaged"):
         Database(path)
+
+
+def test_a_disk_without_room_for_the_wal_index_is_called_full(tmp_path: Path) -> None:
+    error = sqlite3.OperationalError("disk I/O error")
+    error.sqlite_errorname = "SQLITE_IOERR_SHMSIZE"
+    assert translate(error, tmp_path / "agent.db").code == "disk.full"

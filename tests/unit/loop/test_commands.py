@@ -17,6 +17,7 @@ from garrison_agent.api.commands import (
 )
 from garrison_agent.core.slot import Phase
 from garrison_agent.events import Tick
+from garrison_agent.owner.commands import MAX_WAITERS
 from garrison_agent.runtimes.status import RequestDone, RequestRecord
 from garrison_protocol.errors import ConflictError, InsufficientError, NotFoundError, UnavailableError
 from garrison_protocol.states import DeploymentState as State
@@ -93,6 +94,19 @@ def test_loading_never_exceeds_the_memory_budget(rig: Rig) -> None:
     rig.forward(1)
     with pytest.raises(InsufficientError, match=r"memory\.busy"):
         rig.ask(LoadModel("chat")).result(0)
+
+
+def test_those_who_wait_are_bounded(rig: Rig) -> None:
+    rig.connect()
+    rig.deploy(package(), "r1")
+    rig.ask(UnloadModel("chat")).result(0)
+    rig.models.holding = True
+    waiting = [rig.ask(LoadModel("chat")) for _ in range(MAX_WAITERS)]
+    with pytest.raises(UnavailableError, match=r"agent\.busy"):
+        rig.ask(LoadModel("chat")).result(0)
+    rig.models.release()
+    rig.settle()
+    assert all(one.result(0) for one in waiting)
 
 
 def test_a_switch_is_not_disturbed(rig: Rig) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from garrison_agent.owner.shelf import Shelf
 from garrison_protocol.errors import InsufficientError, RefusedError, UnavailableError
 from garrison_protocol.states import DeploymentState as State
 from garrison_protocol.states import WaitReason
@@ -306,6 +307,7 @@ def test_a_manifest_that_cannot_be_read_is_repaired(rig: Rig) -> None:
     path = rig.shelf.folder(made.ref.name, made.ref.version) / "manifest.json"
     path.unlink()
     path.mkdir()  # an OSError that is not "not found", as for a bad sector
+    rig.shelf = Shelf(rig.shelf.root, rig.shelf.blobs)
     rig.restart()
     assert (rig.state, rig.models.running) == ("REPAIRING", [])
     assert "model.corrupt" in rig.audit()
