@@ -30,6 +30,7 @@ from garrison_agent.events import (
     WorkerSaid,
 )
 from garrison_agent.outbox.journal import Journal
+from garrison_agent.owner.ballast import BallastWatch
 from garrison_agent.owner.commands import Commands
 from garrison_agent.owner.deployments import Deployments
 from garrison_agent.owner.effects import Effects
@@ -76,6 +77,7 @@ class Parts:
     """Everything the owner thread owns. ``wiring`` builds it."""
 
     journal: Journal
+    ballast: BallastWatch
     timers: Timers
     workers: Workers
     jobs: Jobs
@@ -136,6 +138,7 @@ class Owner:
         """Take up every alias from the disk, then begin to serve and to connect."""
         parts = self._parts
         parts.journal.append(Stream.AUDIT, "agent.started", {"version": AGENT_VERSION})
+        _unless_full(parts.ballast.look)
         parts.deployments.resume()
         parts.routes.table = parts.deployments.routes()
         parts.trust.look()
@@ -158,6 +161,7 @@ class Owner:
     def handle(self, event: OwnerEvent) -> None:
         """Apply one event to the part that it is for, and let the others look at what came of it."""
         self._dispatch(event)
+        _unless_full(self._parts.ballast.look)
         self._parts.commands.settle()
         self._parts.uplink.pump()
 
@@ -234,6 +238,7 @@ class Owner:
                 parts.trust.refresh()
             case Tick.THIN:
                 _unless_full(parts.telemetry.thin)
+                _unless_full(parts.ballast.restore)
             case Tick.WATCHDOG:
                 self._notify("WATCHDOG=1")
             case Tick.PUMP:
@@ -254,8 +259,8 @@ class Owner:
         self._notify("STOPPING=1")
         parts.jobs.cancel_all()
         parts.commands.stop()
-        parts.telemetry.write_segment()
-        parts.inbound.count()
+        _unless_full(parts.telemetry.write_segment)
+        _unless_full(parts.inbound.count)
         parts.journal.append(Stream.AUDIT, "agent.stopped", {"reason": reason})
         parts.uplink.pump()
         parts.uplink.die()

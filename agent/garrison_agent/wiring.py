@@ -25,6 +25,7 @@ from garrison_agent.events import Asked, Bug, Connected, Disconnected, Message, 
 from garrison_agent.identity import Identity
 from garrison_agent.loop import Owner, Parts, Routes
 from garrison_agent.outbox.journal import Journal
+from garrison_agent.owner.ballast import BallastWatch
 from garrison_agent.owner.commands import Commands
 from garrison_agent.owner.deployments import Deployments
 from garrison_agent.owner.effects import Effects
@@ -223,6 +224,7 @@ def build_parts(
     )
     return Parts(
         journal=journal,
+        ballast=BallastWatch(database, journal),
         timers=timers,
         workers=workers,
         jobs=jobs,

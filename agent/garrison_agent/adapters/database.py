@@ -1,7 +1,7 @@
 """The board's one SQLite store: every table, its migrations, and durable transactions (docs/architecture.md, "Agent").
 
 Only the owner thread uses it. WAL with ``synchronous=FULL``: a commit that returned survives a power cut. Others may
-read the file while the agent runs.
+read the file while the agent runs. On a full disk the ballast beside it makes room for decisions.
 """
 
 from __future__ import annotations
@@ -13,11 +13,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from garrison_agent.adapters.ballast import Ballast, FreeBytes, free_bytes
 from garrison_agent.registry.files import sync_folder
 from garrison_protocol.errors import ConflictError, GarrisonError, InsufficientError, UnavailableError
 
 BUSY_TIMEOUT_MS = 5000
 """How long a write waits for a reader outside that blocks a checkpoint."""
+CHECKPOINT_PAGES = 1000
+SCARCE_CHECKPOINT_PAGES = 64
+"""Without the ballast the WAL is kept short, or it alone would take the room."""
 
 MIGRATIONS: tuple[str, ...] = (
     # 1: the first layout. `entry` holds the rows of both streams exactly as they are sent; `stream` their heads.
@@ -52,14 +56,18 @@ MIGRATIONS: tuple[str, ...] = (
 class Database:
     """The open store. At most one agent holds it; a lock beside it keeps a second one out."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, free: FreeBytes = free_bytes) -> None:
         """Open ``path``, creating it (mode 0600) and bringing its tables up to date.
+
+        Opening needs room too (the WAL and its index): on a full disk the ballast gives it.
 
         Raises:
             ConflictError: ``database.in_use`` by another agent, ``database.newer`` than this version knows.
+            InsufficientError: ``disk.full``, and there is no ballast (any more).
             GarrisonError: ``database.damaged``.
         """
         self.path = path
+        self.ballast = Ballast(path.with_name(path.name + ".ballast"), free)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = _hold_lock(path)
         self._depth = 0
@@ -67,21 +75,26 @@ class Database:
         try:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
             sync_folder(path.parent)
-            self.connection = sqlite3.connect(path, isolation_level=None, timeout=BUSY_TIMEOUT_MS / 1000)
+            held = self.ballast.held
             try:
-                self._prepare()
-            except BaseException:
-                self.connection.close()
-                raise
+                self._connect()
+            except InsufficientError:
+                if not held:
+                    raise
+                self.ballast.drop()
+                self._connect()
+            self.restore_ballast()
         except BaseException:
             os.close(self._lock)
             raise
 
     @contextmanager
-    def transaction(self) -> Iterator[None]:
+    def transaction(self, *, spare: bool = False) -> Iterator[None]:
         """Run the block in one transaction, durable when this returns; nested use joins the outer one.
 
-        A nested block that raised dooms the whole: half of a decision is never committed.
+        A nested block that raised dooms the whole: half of a decision is never committed. One that can be done
+        without (``spare``) is refused before it begins where the room must be left to decisions; for a decision the
+        ballast is given up.
 
         Raises:
             InsufficientError: ``disk.full``; nothing of the block was kept.
@@ -97,6 +110,7 @@ class Database:
             finally:
                 self._depth -= 1
             return
+        self._make_room(spare)
         try:
             self.connection.execute("BEGIN IMMEDIATE")
             self._depth = 1
@@ -107,7 +121,10 @@ class Database:
         except (sqlite3.IntegrityError, sqlite3.ProgrammingError):
             raise  # our own mistake, not the disk's
         except sqlite3.Error as error:
-            raise translate(error, self.path) from error
+            failure = translate(error, self.path)
+            if isinstance(failure, InsufficientError) and not spare:
+                self.ballast.drop()  # room was not what it seemed (a quota, a race): the next try will find it
+            raise failure from error
         finally:
             self._depth = 0
             self._doomed = False
@@ -124,12 +141,37 @@ class Database:
         with self.transaction():
             self.connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
 
+    def restore_ballast(self) -> None:
+        """Have the ballast again where there is room, and write as usual; else sparingly."""
+        self.ballast.make()
+        self._set_checkpoint()
+
     def close(self) -> None:
         """Close the store and let another agent open it."""
         self.connection.close()
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+    def _make_room(self, spare: bool) -> None:
+        if spare:
+            if self.ballast.scarce:
+                raise _full(self.path)
+        elif self.ballast.held and self.ballast.full:
+            self.ballast.drop()
+            self._set_checkpoint()
+
+    def _set_checkpoint(self) -> None:
+        pages = SCARCE_CHECKPOINT_PAGES if self.ballast.scarce else CHECKPOINT_PAGES
+        self.connection.execute(f"PRAGMA wal_autocheckpoint = {pages}").fetchone()
+
+    def _connect(self) -> None:
+        self.connection = sqlite3.connect(self.path, isolation_level=None, timeout=BUSY_TIMEOUT_MS / 1000)
+        try:
+            self._prepare()
+        except BaseException:
+            self.connection.close()
+            raise
 
     def _prepare(self) -> None:
         try:
@@ -162,12 +204,7 @@ def translate(error: sqlite3.Error, path: Path) -> GarrisonError:
     """Return what a failure of SQLite means to the agent."""
     name = getattr(error, "sqlite_errorname", "")
     if name.startswith(("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE")):  # the latter: not even the WAL's index finds room
-        return InsufficientError(
-            "disk.full",
-            f"{path} cannot grow: the disk is full",
-            hint="free space (`garrison-agent cache list`); what was recorded before is kept",
-            retryable=True,
-        )
+        return _full(path)
     if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
         return GarrisonError(
             "database.damaged",
@@ -182,6 +219,15 @@ def translate(error: sqlite3.Error, path: Path) -> GarrisonError:
             retryable=True,
         )
     return GarrisonError("database.failed", f"{path}: {error}", hint="check the disk with `dmesg`")
+
+
+def _full(path: Path) -> InsufficientError:
+    return InsufficientError(
+        "disk.full",
+        f"{path} cannot grow: the disk is full",
+        hint="free space (`garrison-agent cache list`); what was recorded before is kept",
+        retryable=True,
+    )
 
 
 def _hold_lock(path: Path) -> int:

@@ -91,18 +91,26 @@ class Journal:
         self._check_head()
 
     def append(
-        self, stream: Stream, kind: str, facts: dict[str, str | int | bool | None], body: object | None = None
+        self,
+        stream: Stream,
+        kind: str,
+        facts: dict[str, str | int | bool | None],
+        body: object | None = None,
+        *,
+        spare: bool = False,
     ) -> Entry:
         """Return the new newest row of ``stream``, once it is as durable as the transaction it stands in.
 
         ``facts`` go into the header (keys of two letters or more); ``body`` is hidden behind a salted commitment, so
-        that it can be erased later. Both hold strings, integers, booleans, null; no floats.
+        that it can be erased later. Both hold strings, integers, booleans, null; no floats. A ``spare`` row can be
+        done without where room is scarce.
 
         Raises:
+            InsufficientError: ``disk.full``.
             InvalidError: ``journal.entry_too_large`` (above ``MAX_ENTRY_BYTES``).
             ValueError: A fact or body is not canonical JSON; a bug.
         """
-        with self._database.transaction():
+        with self._database.transaction(spare=spare):
             before = self._remembered.get(stream) or self._head(stream)
             entry = self._follow(before, stream, kind, facts, body)
             if not self._move_head(stream, before, entry):

@@ -179,7 +179,7 @@ class Inbound:
             "detail": error.message[:300],
         }
         try:
-            with self._database.transaction():
+            with self._database.transaction(spare=True):
                 self._record(f"{kind} {error.code}", kind, facts)
                 if self._now().monotonic_s - self._counted_at >= COUNT_EVERY_S:
                     self.count()

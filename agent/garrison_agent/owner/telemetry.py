@@ -59,7 +59,7 @@ class Telemetry:
             part = records[at : at + SEGMENT_ROWS]
             errors = sum(is_error(record) for _, _, record in part)
             body = [row(alias, model, record) for alias, model, record in part]
-            self._journal.append(Stream.AUDIT, SEGMENT_KIND, {"count": len(part), "errors": errors}, body)
+            self._journal.append(Stream.AUDIT, SEGMENT_KIND, {"count": len(part), "errors": errors}, body, spare=True)
 
     def sample(self, *, online: bool, loaded: list[str]) -> None:
         """Measure, and put a row into the telemetry stream."""
@@ -70,7 +70,7 @@ class Telemetry:
         self._window, self._since_s = [], now
         self.latest = health
         facts: dict[str, str | int | bool | None] = {**health, "online": online, "loaded": ",".join(sorted(loaded))}
-        self._journal.append(Stream.TELEMETRY, "sample", facts)
+        self._journal.append(Stream.TELEMETRY, "sample", facts, spare=True)
 
     def measure(self) -> dict[str, int]:
         """Return what the board's sensors say now."""

@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from datetime import UTC, datetime
 from pathlib import Path
 
+from garrison_agent.adapters.ballast import FreeBytes, free_bytes
 from garrison_agent.adapters.database import Database
 from garrison_agent.api.commands import Command
 from garrison_agent.config import AgentConfig
@@ -71,6 +72,7 @@ class Rig:
         self.shelf = Shelf(folder / "state" / "models", BlobStore(folder / "state" / "blobs"))
         self.work = FakeWork(self.shelf, FLEET)
         self.counter = 0
+        self.free_bytes: FreeBytes = free_bytes
         self.start()
 
     def start(self) -> None:
@@ -78,7 +80,7 @@ class Rig:
         self.jobs: list[Callable[[], None]] = []
         self.link = FakeLink()
         self.notified: list[str] = []
-        self.database = Database(self.config.database_path)
+        self.database = Database(self.config.database_path, self.free_bytes)
         self.parts = build_parts(
             config=self.config,
             device=DEVICE,
