@@ -42,4 +42,4 @@ bench: $(STAMP) ## Measure against the budgets of docs/performance.md
 	@$(BIN)/python -m bench
 
 clean: ## Remove everything that the other targets made inside the checkout
-	rm -rf $(VENV) .broker .demo .cache
+	rm -rf $(VENV) .broker .broker.partial .demo .cache

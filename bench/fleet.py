@@ -22,12 +22,7 @@ def one_board(folder: Path) -> Iterator[tuple[Fleet, Board]]:
     fleet = Fleet(folder, ("edge-1",))
     board = fleet.boards[0]
     try:
-        fleet.initialise()
-        fleet.start_broker()
-        fleet.start_controller()
-        fleet.create_principals(PEOPLE)
-        fleet.create_registry()
-        fleet.push_registry(who="piet")
+        fleet.bring_up(PEOPLE, publisher="piet")
         configure(board)
         token = fleet.json("device", "token", "create", board.name, "--group", "/bench/", who="dora")
         board.enrol(token["enrolment"])

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from demo.evidence import Comparison, Heads, acknowledged, compare, heads
 from demo.processes import Process, StepError, free_port, is_open, wait_for
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -299,6 +300,30 @@ class Fleet:
         for name in signers:
             self.sign(name)
         self.garrison("model", "publish", str(package), "--workspace", str(self.workspace), who=who)
+
+    def bring_up(self, roles: Mapping[str, Sequence[str]], publisher: str) -> None:
+        """Start broker and controller, make the principals, and hold the key ceremony."""
+        self.initialise()
+        self.start_broker()
+        self.start_controller()
+        self.create_principals(roles)
+        self.create_registry()
+        self.push_registry(who=publisher)
+
+    def delivered(self, board: Board, upto: Heads | None = None, *, timeout_s: float = 90) -> list[Comparison]:
+        """Wait for the receipts of all that ``board`` had recorded (``upto``, else until now), and compare it.
+
+        Raises:
+            StepError: A row never got its receipt.
+        """
+        marks = heads(board.database) if upto is None else upto
+        wait_for(
+            f"{board.name}'s receipts up to {marks}",
+            lambda: acknowledged(board.database, marks),
+            timeout_s=timeout_s,
+            log=self.controller.log,
+        )
+        return compare(board.name, board.database, self.database, marks)
 
     def stop(self) -> None:
         """End every process."""

@@ -22,7 +22,9 @@ command -v apt-get >/dev/null && command -v dpkg >/dev/null ||
 echo "broker: Mosquitto is not installed; unpacking Debian's packages into $broker"
 
 # apt's lists, caches, and state all live in the checkout; only the system's list of sources is read.
-root="$PWD/$broker"
+# Made whole beside its place: an interrupted run must not leave half a broker that the next one takes for a whole.
+root="$PWD/$broker.partial"
+rm -rf "$root"
 mkdir -p "$root/apt/lists/partial" "$root/apt/cache/archives/partial" "$root/packages"
 apt() {
     tool=$1
@@ -43,4 +45,5 @@ done
 libraries="$root/usr/lib/$(dpkg-architecture -qDEB_HOST_MULTIARCH 2>/dev/null || gcc -print-multiarch)"
 LD_LIBRARY_PATH="$libraries" "$root/usr/sbin/mosquitto" -h >/dev/null 2>&1 || [ $? -ne 127 ] ||
     fail "the unpacked Mosquitto does not start"
-rm -rf "$root/packages" "$root/apt"
+rm -rf "$root/packages" "$root/apt" "$broker"
+mv "$root" "$broker"

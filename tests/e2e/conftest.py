@@ -74,12 +74,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     """The running fleet."""
     fleet = Fleet(tmp_path_factory.mktemp("e2e"), [])
     try:
-        fleet.initialise()
-        fleet.start_broker()
-        fleet.start_controller()
-        fleet.create_principals(PEOPLE)
-        fleet.create_registry()
-        fleet.push_registry(who="piet")
+        fleet.bring_up(PEOPLE, publisher="piet")
         for version in (GOOD, NEXT):
             fleet.publish(pack(fleet, FILES, magika_file(), version=version, path="model.onnx"), who="piet")
         draft = failing_draft(fleet.folder)

@@ -31,12 +31,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     """A broker and a controller out here, with both models published."""
     fleet = Fleet(tmp_path_factory.mktemp("fleet"), ["edge-1"])
     try:
-        fleet.initialise()
-        fleet.start_broker()
-        fleet.start_controller()
-        fleet.create_principals(PEOPLE)
-        fleet.create_registry()
-        fleet.push_registry(who="piet")
+        fleet.bring_up(PEOPLE, publisher="piet")
         fleet.publish(pack(fleet, CHAT, smollm2_file(), path="model.gguf"), who="piet")
         fleet.publish(pack(fleet, FILES, magika_file(), path="model.onnx"), who="piet")
         yield fleet

@@ -10,7 +10,6 @@ import os
 import signal
 import ssl
 import sys
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -49,8 +48,7 @@ def main() -> None:
 
     setattr(Ingest, "handle", commit_and_die)  # noqa: B010 -- the type checker refuses to assign a method
     bus_of(json.loads(sys.argv[1])).start()
-    while True:
-        time.sleep(1)
+    signal.pause()
 
 
 if __name__ == "__main__":

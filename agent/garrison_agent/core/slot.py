@@ -92,13 +92,6 @@ class Slot:
     ready_at_s: float = 0.0
     """Monotonic time at which the serving worker became ready."""
 
-    def variant_of(self, package: PackageRef) -> str | None:
-        """Return which variant of ``package`` this slot has to do with, or None."""
-        for served in (self.serving, self.previous):
-            if served is not None and served.package == package:
-                return served.variant
-        return self.variant if package == self.package else None
-
     def uses(self) -> tuple[tuple[PackageRef, str], ...]:
         """Return every package and variant whose files must not be collected now."""
         found = [(served.package, served.variant) for served in (self.serving, self.previous) if served is not None]
