@@ -44,6 +44,19 @@ class Fleet(BaseModel):
     floors: dict[str, Version] = Field(default_factory=dict)
     """Lowest version of each model name that boards may install."""
 
+    @field_validator("keys", mode="before")
+    @classmethod
+    def _known_purposes(cls, value: object) -> object:
+        """Leave out keys for purposes of a newer Garrison: they sign nothing that this version reads."""
+        if not isinstance(value, list | tuple):
+            return value
+
+        def known(key: object) -> bool:
+            purpose = key.get("purpose") if isinstance(key, dict) else None
+            return not isinstance(purpose, str) or purpose in set(KeyPurpose)
+
+        return [key for key in value if known(key)]
+
     @field_validator("schema_version")
     @classmethod
     def _known_major(cls, value: str) -> str:

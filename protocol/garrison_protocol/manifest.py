@@ -167,12 +167,36 @@ class Evaluation(_Part):
         return sha256_hex(b"\n".join(case.model_dump_json().encode() for case in self.cases))
 
 
+class ModelSignature(_Part):
+    """An OpenSSF model-signing bundle (v1.0, key mode) that was verified when the package was packed.
+
+    The bundle itself is the blob ``bundle_sha256``; ``public_key_pem`` is the P-256, P-384, or P-521 key it verifies
+    with, ``key_sha256`` that of the key's SubjectPublicKeyInfo (DER).
+    """
+
+    format: Literal["openssf-model-signing/v1.0"] = "openssf-model-signing/v1.0"
+    bundle_sha256: Sha256
+    bundle_size: int = Field(ge=1, le=16 * 1024 * 1024)
+    public_key_pem: str = Field(max_length=4096)
+    key_sha256: Sha256
+
+
 class Provenance(_Part):
     """Where the model comes from; evidence, not authorisation."""
 
     source: str = ""
     source_version: str = ""
     base_model: str = ""
+    signature: ModelSignature | None = None
+
+
+class Lease(_Part):
+    """How long a board may serve the model without news of the registry, and what happens then."""
+
+    days: float = Field(gt=0, le=3650, allow_inf_nan=False)
+    """Since the board last verified fresh metadata, by the later of its clock and its time floor."""
+    on_expiry: Literal["warn", "stop"] = "warn"
+    """``warn`` serves on and says so; ``stop`` unloads the model until fresh metadata is verified again."""
 
 
 class Manifest(_Part):
@@ -199,6 +223,8 @@ class Manifest(_Part):
     variants: tuple[Variant, ...] = Field(min_length=1, max_length=64)
     evaluation: Evaluation
     provenance: Provenance = Provenance()
+    lease: Lease | None = None
+    """None: no limit; metadata expiry never stops a running model."""
 
     @model_validator(mode="after")
     def _no_variant_twice(self) -> Manifest:

@@ -21,6 +21,7 @@ class Up(StrEnum):
     REPORT = "report"
     TELEMETRY = "telemetry"
     AUDIT = "audit"
+    FETCH = "fetch"
 
 
 class Down(StrEnum):
@@ -28,6 +29,7 @@ class Down(StrEnum):
 
     DESIRED = "desired"
     RECEIPT = "receipt"
+    CHUNK = "chunk"
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from garrison_controller.devices.tables import ENROLLED, Device
 from garrison_protocol import envelope, keys, topics
 from garrison_protocol.errors import GarrisonError, InvalidError, RefusedError
 from garrison_protocol.messages.base import encode, parse_message
+from garrison_protocol.messages.fetch import FETCH_KIND
 from garrison_protocol.messages.report import REPORT_KIND, STATUS_KIND, Report, Status
 from garrison_protocol.messages.streams import AUDIT_KIND, RECEIPT_KIND, TELEMETRY_KIND, Batch, Receipt
 from garrison_protocol.states import Stream
@@ -35,6 +36,7 @@ _KINDS = {
     Up.REPORT: REPORT_KIND,
     Up.AUDIT: AUDIT_KIND,
     Up.TELEMETRY: TELEMETRY_KIND,
+    Up.FETCH: FETCH_KIND,
 }
 _STREAMS = {Up.AUDIT: Stream.AUDIT, Up.TELEMETRY: Stream.TELEMETRY}
 
@@ -118,6 +120,8 @@ class Ingest:
                 device.last_seen_at = now
                 receipt = self._seal(streams.append(session, batch, now), now)
                 return Outgoing(((topics.down(device.id, Down.RECEIPT), receipt),))
+            case Up.FETCH:
+                raise InvalidError("topic.unexpected", "this controller answers no fetches", device=device.id)
 
     def _seal(self, receipt: Receipt, now: datetime) -> bytes:
         stamped = receipt.model_copy(update={"sent_at": int(now.timestamp() * 1000)})

@@ -1,7 +1,7 @@
 """Enrolment and device requests over HTTPS (docs/protocol.md, "Enrolment").
 
-An enrolment string carries the controller's URL, a one-time token, and the SHA-256 of ``1.root.json`` and of the
-server CA, so that a board trusts nothing it meets on the way.
+An enrolment string carries the controller's URL, a token, and the SHA-256 of ``1.root.json`` and of the server CA, so
+that a board trusts nothing it meets on the way. An invitation has no token: who comes with it waits for approval.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from garrison_protocol.errors import InvalidError
 from garrison_protocol.ids import DeviceId, HexKey, Sha256
+from garrison_protocol.keys import key_id
 
 PREFIX = "garrison-enroll:"
 
@@ -23,7 +24,8 @@ class EnrolmentString(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     url: str = Field(pattern=r"^https://[^/ ]+$")
-    token: str = Field(min_length=16, max_length=128)
+    token: str = Field(default="", max_length=128)
+    """Empty in an invitation."""
     root_sha256: Sha256
     server_ca_sha256: Sha256
 
@@ -52,11 +54,17 @@ def parse_enrolment(text: str) -> EnrolmentString:
 
 
 class EnrolRequest(BaseModel):
-    """POST /device/v1/enroll. ``proof``: the identity key's signature (hex) over ``proof_bytes``."""
+    """POST /device/v1/enroll. ``proof``: the identity key's signature (hex) over ``proof_bytes``.
+
+    Without a token it is answered with 202 and ``EnrolPending`` until an operator has approved it; then the same
+    request is answered as one with a token.
+    """
 
     model_config = ConfigDict(extra="ignore")
 
-    token: str
+    token: str = Field(default="", max_length=128)
+    name: str = Field(default="", max_length=63)
+    """What the board would like to be called; binding where the token leaves it open, a proposal without a token."""
     csr_pem: str = Field(max_length=16 * 1024)
     identity: HexKey
     proof: str = Field(pattern=r"^[0-9a-f]{128}$")
@@ -71,6 +79,16 @@ class EnrolResponse(BaseModel):
     certificate_pem: str
     mqtt_host: str
     mqtt_port: int
+
+
+class EnrolPending(BaseModel):
+    """202: an operator has to compare ``fingerprint`` (``key_fingerprint``) with the one that the board shows."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    fingerprint: str
+    name: str
+    """What the board asked to be called."""
 
 
 class NonceResponse(BaseModel):
@@ -96,6 +114,66 @@ class SessionResponse(BaseModel):
     expires_in: int
 
 
+class RenewRequest(BaseModel):
+    """POST /device/v1/certificate. ``proof``: the identity key's signature (hex) over ``renewal_bytes``.
+
+    The nonce is one of GET /device/v1/nonce, so that a recorded request renews nothing. The old certificate may have
+    ended: the identity key proves who asks.
+    """
+
+    model_config = ConfigDict(extra="ignore")
+
+    device: DeviceId
+    nonce: str = Field(max_length=256)
+    csr_pem: str = Field(max_length=16 * 1024)
+    proof: str = Field(pattern=r"^[0-9a-f]{128}$")
+
+
+class RenewResponse(BaseModel):
+    """A new certificate for the key in the CSR, and where the broker is now."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    certificate_pem: str
+    mqtt_host: str
+    mqtt_port: int
+
+
+class OfflineRequest(BaseModel):
+    """What ``garrison-agent enroll --offline`` writes for a board without a network, carried to an operator.
+
+    ``proof``: the identity key's signature (hex) over ``proof_bytes("", csr_pem)``. ``nonce`` (32 hex digits) is the
+    board's own; the answer's anchor is bound to it.
+    """
+
+    model_config = ConfigDict(extra="ignore")
+
+    format: str = Field(default="garrison-offline-request/v1", pattern=r"^garrison-offline-request/v1$")
+    name: str = Field(default="", max_length=63)
+    csr_pem: str = Field(max_length=16 * 1024)
+    identity: HexKey
+    proof: str = Field(pattern=r"^[0-9a-f]{128}$")
+    nonce: str = Field(pattern=r"^[0-9a-f]{32}$")
+
+
+class OfflineResponse(BaseModel):
+    """What the operator carries back. Its sender is trusted for nothing: the person compares ``root_sha256``."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    format: str = Field(default="garrison-offline-response/v1", pattern=r"^garrison-offline-response/v1$")
+    device: DeviceId
+    url: str = Field(pattern=r"^https://[^/ ]+$")
+    certificate_pem: str
+    mqtt_host: str
+    mqtt_port: int
+    root: str
+    """``1.root.json``, exact text."""
+    server_ca_pem: str
+    anchor: str
+    """The anchor (an envelope, exact text) for the request's nonce."""
+
+
 def proof_bytes(token: str, csr_pem: str) -> bytes:
     """Return what the identity key signs at enrolment."""
     return b"garrison-enrol/v1\n" + token.encode() + b"\n" + csr_pem.encode()
@@ -104,3 +182,14 @@ def proof_bytes(token: str, csr_pem: str) -> bytes:
 def session_bytes(device: str, nonce: str) -> bytes:
     """Return what the identity key signs to open a session."""
     return f"garrison-session/v1\n{device}\n{nonce}".encode()
+
+
+def renewal_bytes(device: str, nonce: str, csr_pem: str) -> bytes:
+    """Return what the identity key signs to renew the board's certificate."""
+    return f"garrison-renew/v1\n{device}\n{nonce}\n{csr_pem}".encode()
+
+
+def key_fingerprint(identity: str) -> str:
+    """Return a public identity key's fingerprint as people compare it: 8 groups of 4 hex digits (128 bits)."""
+    digits = key_id(identity)[:32]
+    return "-".join(digits[at : at + 4] for at in range(0, 32, 4))

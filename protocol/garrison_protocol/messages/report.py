@@ -75,6 +75,8 @@ class AliasReport(Part):
     total_bytes: int = 0
     serving: PackageRef | None = None
     loaded: bool = False
+    lease_expired: bool = False
+    """The serving package's lease has run out; whether it still answers is its manifest's decision."""
     evaluation: EvaluationSummary | None = None
 
 
