@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
 from securesystemslib.signer import CryptoSigner
-from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
+from tuf.api.metadata import (
+    DelegatedRole,
+    Delegations,
+    Metadata,
+    MetaFile,
+    Root,
+    Snapshot,
+    TargetFile,
+    Targets,
+    Timestamp,
+)
 from tuf.api.serialization.json import JSONSerializer
 
 from garrison_protocol.fleet import FLEET_TARGET, Fleet, FleetKey
@@ -23,6 +33,69 @@ T = TypeVar("T", Root, Timestamp, Snapshot, Targets)
 def in_days(days: float) -> datetime:
     """Return the moment ``days`` from now, in whole seconds, as TUF has it."""
     return datetime.now(UTC).replace(microsecond=0) + timedelta(days=days)
+
+
+class FakeFamily:
+    """A delegated role. What is changed here the next ``publish()`` of its repository signs and lists."""
+
+    def __init__(self, role: str, paths: tuple[str, ...], keys: int, threshold: int) -> None:
+        self.role = role
+        self.paths = paths
+        self.threshold = threshold
+        self.signers = [CryptoSigner.generate_ed25519() for _ in range(keys)]
+        self.expires = in_days(365)
+        self.version = 0
+        self.data = b""
+        """The metadata that is listed; whatever a test puts here is listed with ``version``."""
+        self._targets: dict[str, bytes] = {}
+
+    def add(self, package: Package) -> None:
+        """Name a package in the next version, within the paths or not."""
+        self._targets[package.path] = package.manifest_bytes
+
+    def name(self, path: str, data: bytes) -> None:
+        """Name any target in the next version."""
+        self._targets[path] = data
+
+    def sign(self, *, signers: int | None = None, version: int | None = None, nested: FakeFamily | None = None) -> None:
+        """Sign the next version, or another one, with as many keys as told."""
+        self.version = self.version + 1 if version is None else version
+        targets = Targets(version=self.version, expires=self.expires)
+        for path, data in self._targets.items():
+            targets.targets[path] = TargetFile.from_data(path, data, ["sha256"])
+        if nested is not None:
+            targets.delegations = delegations([nested])
+        metadata = Metadata(targets)
+        for signer in self.signers[: self.threshold if signers is None else signers]:
+            metadata.sign(signer, append=True)
+        self.data = metadata.to_bytes(_COMPACT)
+
+    @property
+    def target_bytes(self) -> dict[tuple[str, str], bytes]:
+        """What a server keeps, by digest and path."""
+        return {
+            (TargetFile.from_data(path, data, ["sha256"]).hashes["sha256"], path): data
+            for path, data in self._targets.items()
+        }
+
+
+def delegations(families: Iterable[FakeFamily]) -> Delegations:
+    """Return what a delegating role says about ``families``: terminating, in this order."""
+    found = list(families)
+    keys = {signer.public_key.keyid: signer.public_key for one in found for signer in one.signers}
+    return Delegations(
+        dict(keys),
+        {
+            one.role: DelegatedRole(
+                one.role,
+                [signer.public_key.keyid for signer in one.signers],
+                one.threshold,
+                terminating=True,
+                paths=list(one.paths),
+            )
+            for one in found
+        },
+    )
 
 
 class FakeRepository:
@@ -49,6 +122,8 @@ class FakeRepository:
             "timestamp": in_days(7),
         }
         self.targets: dict[str, bytes] = {}
+        self.families: dict[str, FakeFamily] = {}
+        """By role; a family in which ``sign`` was never called is signed at the next ``publish()``."""
         self.versions = {"root": 0, "targets": 0, "snapshot": 0, "timestamp": 0}
         self._root = Root(consistent_snapshot=True)
         for signer in self.root_signers:
@@ -77,6 +152,12 @@ class FakeRepository:
         self.targets[package.path] = package.manifest_bytes
         self.content.blobs |= package.blobs
 
+    def delegate(self, name: str, *paths: str, keys: int = 2, threshold: int = 2) -> FakeFamily:
+        """Delegate ``paths`` to a role with keys of its own; ``publish()`` signs it."""
+        family = FakeFamily(f"family-{name}", paths, keys, threshold)
+        self.families[family.role] = family
+        return family
+
     def publish(self, *, targets_signers: int = 2, versions: Mapping[str, int] | None = None) -> None:
         """Sign the next version of targets, snapshot, and timestamp, with as many targets keys as told."""
         for role in self.signers:
@@ -86,10 +167,18 @@ class FakeRepository:
             file = TargetFile.from_data(path, data, ["sha256"])
             targets.targets[path] = file
             self.content.targets[(file.hashes["sha256"], path)] = data
+        if self.families:
+            targets.delegations = delegations(self.families.values())
         targets_bytes = self._sign(Metadata(targets), self.signers["targets"][:targets_signers])
         self.content.metadata[f"{targets.version}.targets.json"] = targets_bytes
         snapshot = Snapshot(version=self.versions["snapshot"], expires=self.expires["snapshot"])
         snapshot.meta["targets.json"] = MetaFile.from_data(targets.version, targets_bytes, ["sha256"])
+        for family in self.families.values():
+            if not family.data:
+                family.sign()
+            self.content.targets |= family.target_bytes
+            self.content.metadata[f"{family.version}.{family.role}.json"] = family.data
+            snapshot.meta[f"{family.role}.json"] = MetaFile.from_data(family.version, family.data, ["sha256"])
         self.snapshot(snapshot)
 
     def snapshot(self, snapshot: Snapshot) -> None:

@@ -1,8 +1,8 @@
 """What a board keeps of the registry's metadata on its disk, so that it can verify without a network.
 
-``trusted.json`` holds timestamp, snapshot, and targets of one verified state in a single file, so that a power cut
-leaves one whole state. ``roots/<n>.root.json`` are kept for ever, ``targets/<sha256>`` while metadata names them.
-Nothing read from here is believed before ``chain.verify`` has checked it again.
+``trusted.json`` holds timestamp, snapshot, targets, and the families asked for of one verified state in a single file,
+so that a power cut leaves one whole state. ``roots/<n>.root.json`` are kept for ever, ``targets/<sha256>`` while
+metadata names them. Nothing read from here is believed before ``chain.verify`` has checked it again.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ class StoredState(BaseModel):
     timestamp: str
     snapshot: str
     targets: str
+    families: dict[str, str] = {}
+    """Delegated roles' metadata by role: only those that this board has had to ask."""
 
 
 class MetadataCache:

@@ -6,6 +6,7 @@ with it; importing this module costs nothing. Source: docs/security.md, "Trust";
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -13,10 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from garrison_agent.registry.cache import MetadataCache
-from garrison_agent.registry.source import Source
+from garrison_agent.registry.source import MetadataSource
 from garrison_protocol.canonical import sha256_hex
 from garrison_protocol.errors import NotFoundError, RefusedError
 from garrison_protocol.fleet import FLEET_TARGET, MAX_FLEET_BYTES, parse_fleet
+from garrison_protocol.ids import SHA256_PATTERN
 from garrison_protocol.manifest import MAX_MANIFEST_BYTES, Manifest, PackageRef, parse_manifest, target_path
 from garrison_protocol.states import Freshness
 
@@ -28,8 +30,8 @@ if TYPE_CHECKING:
 class Refresh:
     """A verified view of the registry.
 
-    Store the four versions exactly as they are here, as the next high-water marks: after a rotation of keys a version
-    may rightly be lower than before, and a maximum would shut the board out.
+    Store the versions in ``high_water`` exactly as they are here, as the next high-water marks: after a rotation of
+    keys a version may rightly be lower than before, and a maximum would shut the board out.
     """
 
     freshness: Freshness
@@ -41,8 +43,14 @@ class Refresh:
     """``fleet.json``, or None while the release signers have published none."""
     manifests: Mapping[str, bytes] = field(default_factory=dict)
     """Those of the wanted targets that are in the registry and at hand, by path."""
+    families: Mapping[str, int] = field(default_factory=dict)
+    """Marks of delegated roles: ``<role>@<digest of its keys>``, and their versions."""
+    withheld: Mapping[str, str] = field(default_factory=dict)
+    """Wanted paths whose family has expired or was refused, with the code; other families are not concerned."""
     refreshed_at: int = 0
     """Unix seconds at which all of it was valid; give it to ``offline`` later."""
+    expires: Mapping[str, int] = field(default_factory=dict)
+    """When each role ends, in Unix seconds."""
 
     @property
     def high_water(self) -> dict[str, int]:
@@ -52,11 +60,12 @@ class Refresh:
             "timestamp": self.timestamp,
             "snapshot": self.snapshot,
             "targets": self.targets,
+            **self.families,
         }
 
 
 def refresh(
-    source: Source,
+    source: MetadataSource,
     folder: Path,
     *,
     bootstrap: bytes,
@@ -81,10 +90,11 @@ def refresh(
     cache = MetadataCache(folder)
     with cache.lock():
         at = max(floor, datetime.now(UTC))
-        state = chain.update(source, cache, bootstrap)
-        trusted = chain.verify(state, cache.roots(), bootstrap, at=at, high_water=high_water)
-        cache.commit(state)
-        files = trusted.targets.targets.values()
+        state, refused = chain.update(source, cache, bootstrap, want)
+        trusted = chain.verify(state, cache.roots(), bootstrap, at=at, high_water=high_water, refused=refused)
+        good = {role: text for role, text in state.families.items() if role in trusted.families}
+        cache.commit(state.model_copy(update={"families": good}))
+        files = [file for part in (trusted.targets, *trusted.families.values()) for file in part.targets.values()]
         cache.prune_targets({file.hashes["sha256"] for file in files if "sha256" in file.hashes})
 
         def obtain(path: str, sha256: str, length: int) -> bytes:
@@ -96,7 +106,7 @@ def refresh(
                 cache.keep_target(sha256, data)
             return data
 
-        return _view(trusted, want, Freshness.FRESH, at, obtain)
+        return _view(trusted, want, obtain, high_water=high_water, freshness=Freshness.FRESH, valid_at=at, judged_at=at)
 
 
 def offline(
@@ -139,7 +149,7 @@ def offline(
             raise _damaged(path, "it is missing from the cache or damaged there")
         return data
 
-    return _view(trusted, want, freshness, then, obtain)
+    return _view(trusted, want, obtain, high_water=high_water, freshness=freshness, valid_at=then, judged_at=now)
 
 
 def admit(view: Refresh, package: PackageRef) -> Manifest:
@@ -149,9 +159,18 @@ def admit(view: Refresh, package: PackageRef) -> Manifest:
         NotFoundError: ``registry.target_unknown``; the registry names no such package (or it was not wanted).
         RefusedError: ``registry.manifest_mismatch``; the registry's manifest is another one. ``registry.below_floor``;
             the signers have withdrawn the version. ``registry.stale``; metadata is not fresh, so nothing is installed.
+            The code in ``Refresh.withheld``; its family's metadata is not good.
         InvalidError: ``manifest.malformed``, ``fleet.malformed``.
     """
-    data = view.manifests.get(target_path(package.name, package.version))
+    path = target_path(package.name, package.version)
+    if (code := view.withheld.get(path)) is not None:
+        raise RefusedError(
+            code,
+            f"the metadata of the family that {package.id} belongs to has expired, is missing, or does not verify",
+            hint="its signers publish a new version with `garrison registry push`; other families go on",
+            retryable=code in ("registry.expired", "source.not_found"),
+        )
+    data = view.manifests.get(path)
     if data is None:
         raise NotFoundError(
             "registry.target_unknown",
@@ -191,20 +210,23 @@ def admit(view: Refresh, package: PackageRef) -> Manifest:
 def _view(
     trusted: Trusted,
     want: Sequence[str],
-    freshness: Freshness,
-    at: datetime,
     obtain: Callable[[str, str, int], bytes | None],
+    *,
+    high_water: Mapping[str, int],
+    freshness: Freshness,
+    valid_at: datetime,
+    judged_at: datetime,
 ) -> Refresh:
     found: dict[str, bytes] = {}
+    withheld = {path: code for path in want if (code := trusted.withheld(path, judged_at)) is not None}
     for path in dict.fromkeys((FLEET_TARGET, *want)):
-        target = trusted.target(path)
-        if target is None:
+        try:
+            data = _target(trusted, path, obtain)
+        except (RefusedError, NotFoundError) as error:
+            if path in trusted.targets.targets or not error.code.startswith(("registry.", "source.")):
+                raise
+            withheld.setdefault(path, error.code)  # a family's fault, and so no other's
             continue
-        limit = MAX_FLEET_BYTES if path == FLEET_TARGET else MAX_MANIFEST_BYTES
-        sha256 = target.hashes.get("sha256")
-        if sha256 is None or target.length > limit:
-            raise _damaged(path, "metadata gives it no SHA-256, or more bytes than a board reads")
-        data = obtain(path, sha256, target.length)
         if data is not None:
             found[path] = data
     fleet = found.pop(FLEET_TARGET, None)
@@ -216,8 +238,23 @@ def _view(
         targets=trusted.targets.version,
         fleet=fleet,
         manifests=found,
-        refreshed_at=int(at.timestamp()),
+        families={mark: version for mark, version in high_water.items() if "@" in mark} | trusted.marks,
+        withheld=withheld,
+        refreshed_at=int(valid_at.timestamp()),
+        expires=trusted.ends,
     )
+
+
+def _target(trusted: Trusted, path: str, obtain: Callable[[str, str, int], bytes | None]) -> bytes | None:
+    target = trusted.target(path)
+    if target is None:
+        return None
+    limit = MAX_FLEET_BYTES if path == FLEET_TARGET else MAX_MANIFEST_BYTES
+    sha256 = target.hashes.get("sha256")
+    # The digest becomes a file's name: whoever signs it must not choose which file of this board is read.
+    if sha256 is None or re.fullmatch(SHA256_PATTERN, sha256) is None or target.length > limit:
+        raise _damaged(path, "metadata gives it no SHA-256, or more bytes than a board reads")
+    return obtain(path, sha256, target.length)
 
 
 def _damaged(path: str, what: str) -> RefusedError:

@@ -6,11 +6,12 @@ in between leaves the old version published, and pushing the same metadata again
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 
 from sqlalchemy.orm import Session
+from tuf.api.metadata import Metadata, Root
 
 from garrison_controller.access.events import record_event
 from garrison_controller.db.base import Database
@@ -20,7 +21,9 @@ from garrison_controller.registry.online import OnlineFiles, OnlineSigners
 from garrison_controller.registry.rules import Accepted, Current, NewTarget, OwnKeys, Upload
 from garrison_controller.registry.store import TIMESTAMP, Published, RegistryStore
 from garrison_controller.registry.tables import Package
+from garrison_controller.signing.families import families
 from garrison_controller.signing.metadata import target_digest
+from garrison_controller.signing.provenance import check_signature
 from garrison_protocol.canonical import sha256_hex
 from garrison_protocol.errors import ConflictError, NotFoundError
 from garrison_protocol.fleet import FLEET_TARGET, Fleet, parse_fleet
@@ -41,6 +44,8 @@ class Publication:
     timestamp: int
     packages: tuple[str, ...]
     unchanged: bool
+    families: Mapping[str, int] = field(default_factory=dict)
+    """New versions of families' metadata, by role."""
 
     def to_dict(self) -> dict[str, object]:
         """Return the JSON form."""
@@ -49,6 +54,7 @@ class Publication:
             "targets": self.targets,
             "snapshot": self.snapshot,
             "timestamp": self.timestamp,
+            "families": dict(self.families),
             "packages": list(self.packages),
             "unchanged": self.unchanged,
         }
@@ -58,7 +64,11 @@ class Registry:
     """The registry of one controller. Thread-safe: publications hold the store's lock, readers none.
 
     ``on_timestamp`` is called with the bytes of every new ``timestamp.json`` after it is durable, in the thread that
-    published and under its lock, so that the last call has the newest; it must not raise.
+    published and under its lock, so that the last call has the newest; it must not raise. ``on_published`` is called
+    after that with the root and fleet.json that a push has put in force, by the same rules.
+
+    ``signers`` and ``purposes`` (raw public keys in hex, active and staged) are asked anew each time: keys may be
+    rotated while the controller runs.
     """
 
     def __init__(
@@ -66,19 +76,21 @@ class Registry:
         database: Database,
         store: RegistryStore,
         blobs: BlobFolder,
-        signers: OnlineSigners,
-        purposes: dict[KeyPurpose, str],
+        signers: Callable[[], OnlineSigners],
+        purposes: Callable[[], Mapping[KeyPurpose, Collection[str]]],
         *,
         timestamp_days: int = 7,
         snapshot_days: int = 30,
         on_timestamp: Callable[[bytes], None] = lambda _: None,
+        on_published: Callable[[Root, Fleet], None] = lambda _root, _fleet: None,
     ) -> None:
         self.store = store
         self.blobs = blobs
         self.on_timestamp = on_timestamp
+        self.on_published = on_published
         self._database = database
         self._signers = signers
-        self._own = OwnKeys(signers.snapshot.public_key.keyid, signers.timestamp.public_key.keyid, purposes)
+        self._purposes = purposes
         self._timestamp_days = timestamp_days
         self._snapshot_days = snapshot_days
 
@@ -93,18 +105,21 @@ class Registry:
         """
         with self.store.publishing():
             before = self.store.published()
-            current = Current(self.store.root(), None if before is None else before.targets)
-            accepted = rules.check_upload(current, upload, self._own, now)
+            current = _current(self.store.root(), before, None if before is None else self.get_fleet())
+            signers = self._signers()
+            own = OwnKeys(signers.keyids("snapshot"), signers.keyids("timestamp"), self._purposes())
+            accepted = rules.check_upload(current, upload, own, now)
             if accepted.unchanged and before is not None and _stamp_is_signed(accepted, before):
                 return self._publication(accepted, before.timestamp.signed.version, unchanged=True)
             self._check_packages(accepted)
             signed = online.sign_all(
-                self._signers,
+                signers.named_by(accepted.root.signed),
                 before,
                 (accepted.targets.signed.version, _targets_bytes(accepted, before)),
                 now,
                 snapshot_days=self._snapshot_days,
                 timestamp_days=self._timestamp_days,
+                families=accepted.families,
             )
             self._write_invisible(accepted, signed)
             with self._database.session() as session:
@@ -113,17 +128,39 @@ class Registry:
                 self.store.write_root(version, data)
             self.store.write_timestamp(signed.timestamp)
             self.on_timestamp(signed.timestamp)
+            self.on_published(accepted.root.signed, self.get_fleet())
         return self._publication(accepted, signed.timestamp_version, unchanged=False)
 
-    def refresh_online(self, now: datetime) -> bool:
-        """Sign snapshot and timestamp again where they are due; True if a new timestamp is published."""
+    def carry_timestamp(self, now: datetime, days: int) -> bytes:
+        """Return the timestamp in force signed again for ``days``, for a bundle; nothing of it is published.
+
+        It has the same version, and ends before anything that it leads to; a snapshot that would end within ``days``
+        is signed and published again first.
+
+        Raises:
+            NotFoundError: ``registry.empty``.
+        """
+        until = now + timedelta(days=days)
+        self.refresh_online(now, until=until)
+        with self.store.publishing():
+            root, published = self.store.root(), self.store.published()
+            if root is None or published is None:
+                raise _empty()
+            return online.carry_timestamp(self._signers().named_by(root.signed), root.signed, published, until)
+
+    def refresh_online(self, now: datetime, *, until: datetime | None = None) -> bool:
+        """Sign snapshot and timestamp again where they are due; True if a new timestamp is published.
+
+        With ``until`` the snapshot is due already if it ends before that and a new one would end later.
+        """
         with self.store.publishing():
             root, published = self.store.root(), self.store.published()
             if root is None or published is None:
                 return False
-            if online.snapshot_due(root.signed, published, now, snapshot_days=self._snapshot_days):
+            signers = self._signers().named_by(root.signed)
+            if online.snapshot_due(root.signed, published, now, snapshot_days=self._snapshot_days, until=until):
                 signed = online.sign_all(
-                    self._signers,
+                    signers,
                     published,
                     (published.targets.signed.version, published.targets_bytes),
                     now,
@@ -131,7 +168,7 @@ class Registry:
                     timestamp_days=self._timestamp_days,
                 )
             elif online.timestamp_due(root.signed, published, now, timestamp_days=self._timestamp_days):
-                signed = online.sign_timestamp(self._signers, published, now, timestamp_days=self._timestamp_days)
+                signed = online.sign_timestamp(signers, published, now, timestamp_days=self._timestamp_days)
             else:
                 return False
             if signed.snapshot is not None:
@@ -197,8 +234,19 @@ class Registry:
                 }
                 for role, signed in roles.items()
             },
+            "families": {
+                role: {
+                    "version": published.families[role].signed.version,
+                    "expires": published.families[role].signed.expires.isoformat(),
+                    "keys": len(delegated.keyids),
+                    "threshold": delegated.threshold,
+                    "paths": delegated.paths,
+                    "targets": len(published.families[role].signed.targets),
+                }
+                for role, delegated in families(published.targets.signed).items()
+            },
             "floors": fleet.floors,
-            "targets": len(published.targets.signed.targets),
+            "targets": len(published.every_target),
         }
 
     def _check_packages(self, accepted: Accepted) -> None:
@@ -215,6 +263,10 @@ class Registry:
                 hint="`garrison model publish` uploads them before the metadata",
                 count=len(missing),
             )
+        for _, manifest in accepted.packages:
+            signature = manifest.provenance.signature
+            if signature is not None:
+                check_signature(manifest, self.blobs.path(signature.bundle_sha256).read_bytes())
 
     def _missing_blobs(self, manifest: Manifest) -> list[str]:
         missing = []
@@ -224,6 +276,9 @@ class Registry:
                 for sha256, size in ((file.chunks_sha256, chunk_list), (file.sha256, file.size)):
                     if self.blobs.size(sha256) != size:
                         missing.append(sha256)
+        signature = manifest.provenance.signature
+        if signature is not None and self.blobs.size(signature.bundle_sha256) != signature.bundle_size:
+            missing.append(signature.bundle_sha256)
         return missing
 
     def _write_invisible(self, accepted: Accepted, signed: OnlineFiles) -> None:
@@ -231,6 +286,8 @@ class Registry:
             self.store.write_target(one.target, one.data)
         if accepted.targets_bytes is not None:
             self.store.write_metadata("targets", accepted.targets.signed.version, accepted.targets_bytes)
+        for role, (version, data) in accepted.families.items():
+            self.store.write_metadata(role, version, data)
         assert signed.snapshot is not None
         self.store.write_metadata("snapshot", *signed.snapshot)
 
@@ -246,16 +303,18 @@ class Registry:
                         hint="pack it again under a new version",
                     )
                 continue  # a push that was interrupted before its timestamp
-            session.add(_package(one, manifest, accepted.targets.signed.version, (principal_id, principal), now))
+            version, _ = accepted.families.get(one.role, (accepted.targets.signed.version, b""))
+            session.add(_package(one, manifest, version, (principal_id, principal), now))
             record_event(
                 session,
                 now,
                 principal,
                 "model.publish",
                 manifest.id,
-                detail={"manifest_sha256": digest, "license": manifest.license},
+                detail={"manifest_sha256": digest, "license": manifest.license, "role": one.role},
             )
         versions = {"root": accepted.root.signed.version, "targets": accepted.targets.signed.version}
+        versions |= {role: version for role, (version, _) in accepted.families.items()}
         record_event(session, now, principal, "registry.publish", "metadata", detail=versions)
 
     def _publication(self, accepted: Accepted, timestamp: int, *, unchanged: bool) -> Publication:
@@ -268,7 +327,14 @@ class Registry:
             timestamp,
             tuple(manifest.id for _, manifest in accepted.packages),
             unchanged,
+            {role: version for role, (version, _) in accepted.families.items()},
         )
+
+
+def _current(root: Metadata[Root] | None, published: Published | None, fleet: Fleet | None) -> Current:
+    if published is None:
+        return Current(root, None)
+    return Current(root, published.targets, published.families, published.listed, fleet)
 
 
 def _stamp_is_signed(accepted: Accepted, published: Published) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from pathlib import Path
 from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, Root, Snapshot, TargetFile, Targets, Timestamp
 
+from garrison_controller.signing.families import all_targets, families, is_family_role
 from garrison_controller.signing.metadata import (
     file_name,
     parse_root,
@@ -27,7 +28,9 @@ from garrison_controller.signing.metadata import (
 from garrison_protocol.errors import GarrisonError, NotFoundError
 
 TIMESTAMP = "timestamp.json"
-_METADATA_NAME = re.compile(r"timestamp\.json|[1-9][0-9]{0,9}\.(root|targets|snapshot)\.json")
+_METADATA_NAME = re.compile(
+    r"timestamp\.json|[1-9][0-9]{0,9}\.(root|targets|snapshot|family-[a-z0-9][a-z0-9-]{0,62})\.json"
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,19 @@ class Published:
     snapshot: Metadata[Snapshot]
     targets: Metadata[Targets]
     targets_bytes: bytes
+    families: Mapping[str, Metadata[Targets]]
+    """Those that targets delegates to, by role."""
+
+    @property
+    def listed(self) -> dict[str, int]:
+        """The version of every family that the snapshot lists, those that were taken back as well."""
+        roles = {name.removesuffix(".json"): meta.version for name, meta in self.snapshot.signed.meta.items()}
+        return {role: version for role, version in roles.items() if is_family_role(role)}
+
+    @property
+    def every_target(self) -> dict[str, tuple[str, TargetFile]]:
+        """Every target with the role that names it, by path."""
+        return all_targets(self.targets.signed, {role: one.signed for role, one in self.families.items()})
 
 
 class RegistryStore:
@@ -102,6 +118,11 @@ class RegistryStore:
             return None
         return parse_root((self._folder / file_name("root", max(versions))).read_bytes())
 
+    def roots(self) -> dict[int, bytes]:
+        """Return every root, from the first on, by version."""
+        found = {int(path.name.split(".")[0]): path for path in self._folder.glob("*.root.json")}
+        return {version: found[version].read_bytes() for version in sorted(found)}
+
     def published(self) -> Published | None:
         """Return what is published, or None before the first publication.
 
@@ -109,16 +130,24 @@ class RegistryStore:
             GarrisonError: ``registry.store_damaged``: a file that the timestamp leads to is missing or unreadable.
         """
         data = self.find_metadata(TIMESTAMP)
-        if data is None:
-            return None
+        return None if data is None else self.leads_to(data)
+
+    def leads_to(self, stamp: bytes) -> Published:
+        """Return what ``stamp``, the bytes of a timestamp of ours, leads to.
+
+        Raises:
+            GarrisonError: ``registry.store_damaged``, as ``published``.
+        """
         try:
-            timestamp = Metadata[Timestamp].from_bytes(data)
+            timestamp = Metadata[Timestamp].from_bytes(stamp)
             name = file_name("snapshot", timestamp.signed.snapshot_meta.version)
             snapshot = Metadata[Snapshot].from_bytes((self._folder / name).read_bytes())
             name = file_name("targets", snapshot.signed.meta["targets.json"].version)
             targets_bytes = (self._folder / name).read_bytes()
-            return Published(timestamp, snapshot, parse_targets(targets_bytes), targets_bytes)
-        except (OSError, RepositoryError) as error:
+            targets = parse_targets(targets_bytes)
+            of_families = {role: self._family(snapshot.signed, role) for role in families(targets.signed)}
+            return Published(timestamp, snapshot, targets, targets_bytes, of_families)
+        except (OSError, KeyError, RepositoryError) as error:
             raise GarrisonError(
                 "registry.store_damaged",
                 f"the published repository in {self._folder} is damaged: {error}",
@@ -130,7 +159,7 @@ class RegistryStore:
         write_durable(self._folder / file_name("root", version), data)
 
     def write_metadata(self, role: str, version: int, data: bytes) -> None:
-        """Write targets or snapshot metadata; nobody sees it before the timestamp leads there."""
+        """Write targets, a family's, or snapshot metadata; nobody sees it before the timestamp leads there."""
         write_durable(self._folder / file_name(role, version), data)
 
     def write_target(self, target: TargetFile, data: bytes) -> None:
@@ -140,3 +169,7 @@ class RegistryStore:
     def write_timestamp(self, data: bytes) -> None:
         """Publish: from here on clients see the new version."""
         write_durable(self._folder / TIMESTAMP, data)
+
+    def _family(self, snapshot: Snapshot, role: str) -> Metadata[Targets]:
+        name = file_name(role, snapshot.meta[f"{role}.json"].version)
+        return parse_targets((self._folder / name).read_bytes(), role)

@@ -28,4 +28,4 @@ class Package(Base):
     """Principal id: a rollout of this package needs another approver."""
     published_by_name: Mapped[str] = mapped_column(String(128))
     targets_version: Mapped[int]
-    """The targets metadata that brought it."""
+    """The version of the metadata (targets, or its family's role) that brought it."""

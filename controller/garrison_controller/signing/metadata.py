@@ -54,22 +54,26 @@ def parse_root(data: bytes) -> Metadata[Root]:
     return metadata
 
 
-def parse_targets(data: bytes) -> Metadata[Targets]:
-    """Return the targets metadata in ``data``, unverified.
+def parse_targets(data: bytes, role: str = "targets") -> Metadata[Targets]:
+    """Return the targets metadata of ``role`` (the top one, or one that it delegates to) in ``data``, unverified.
 
     Raises:
         InvalidError: ``registry.metadata_malformed``, ``registry.metadata_too_large``,
-            ``registry.delegations_unsupported``.
+            ``registry.delegation_nested``: only the top role delegates.
     """
-    _bound(data, MAX_TARGETS_BYTES, "targets")
+    _bound(data, MAX_TARGETS_BYTES, role)
     try:
         metadata = Metadata[Targets].from_bytes(data)
     except (DeserializationError, RecursionError) as error:
-        raise _malformed("targets") from error
+        raise _malformed(role) from error
     if metadata.signed.type != "targets":
-        raise _malformed("targets")
-    if metadata.signed.delegations is not None:
-        raise InvalidError("registry.delegations_unsupported", "targets metadata with delegations is not supported")
+        raise _malformed(role)
+    if role != "targets" and metadata.signed.delegations is not None:
+        raise InvalidError(
+            "registry.delegation_nested",
+            f"{role} delegates further, which boards refuse",
+            hint="only the targets role delegates: `garrison registry delegate add`",
+        )
     return metadata
 
 
@@ -79,7 +83,7 @@ def root_progress(previous: Metadata[Root] | None, root: Metadata[Root]) -> list
     Raises:
         ConflictError: ``registry.version_not_next``.
     """
-    _next_version("root", None if previous is None else previous.signed.version, root.signed.version)
+    require_next_version("root", None if previous is None else previous.signed.version, root.signed.version)
     own = root.signed.get_verification_result("root", root.signed_bytes, root.signatures)
     if previous is None:
         return [own]
@@ -92,7 +96,7 @@ def targets_progress(root: Root, previous: Metadata[Targets] | None, targets: Me
     Raises:
         ConflictError: ``registry.version_not_next``.
     """
-    _next_version("targets", None if previous is None else previous.signed.version, targets.signed.version)
+    require_next_version("targets", None if previous is None else previous.signed.version, targets.signed.version)
     return root.get_verification_result("targets", targets.signed_bytes, targets.signatures)
 
 
@@ -224,7 +228,12 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _next_version(role: str, current: int | None, new: int) -> None:
+def require_next_version(role: str, current: int | None, new: int) -> None:
+    """Refuse a version that does not follow ``current`` (None: there is none yet).
+
+    Raises:
+        ConflictError: ``registry.version_not_next``.
+    """
     if new != (current or 0) + 1:
         raise ConflictError(
             "registry.version_not_next",

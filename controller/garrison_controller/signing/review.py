@@ -12,6 +12,7 @@ from datetime import datetime
 
 from tuf.api.metadata import Metadata, Root, TargetFile, Targets, VerificationResult
 
+from garrison_controller.signing.families import TARGETS, check_delegations, check_paths, families, refuse_unless_valid
 from garrison_controller.signing.keys import signer_name
 from garrison_controller.signing.metadata import (
     read_target,
@@ -22,7 +23,8 @@ from garrison_controller.signing.metadata import (
     target_digest,
 )
 from garrison_controller.signing.workspace import Workspace
-from garrison_protocol.fleet import Fleet
+from garrison_protocol.canonical import sha256_hex
+from garrison_protocol.fleet import Fleet, FleetKey
 from garrison_protocol.manifest import Manifest
 
 
@@ -43,7 +45,10 @@ class Progress:
 
 @dataclass(frozen=True)
 class Change:
-    """One thing that becomes different: ``kind`` is added, changed, or removed; ``facts`` say how."""
+    """One thing that becomes different: ``kind`` is added, changed, or removed; ``facts`` say how.
+
+    Kind ``within`` names the delegation by which a family's signers sign, which stays as it is.
+    """
 
     kind: str
     subject: str
@@ -88,17 +93,18 @@ def review(workspace: Workspace, now: datetime) -> list[Review]:
         RefusedError: ``registry.metadata_expired``, ``registry.target_changed``, ``registry.threshold_unmet`` (what is
             said to be published is not properly signed).
         NotFoundError: ``signing.target_missing``.
-        InvalidError: ``registry.target_path``, ``registry.target_mismatch``, ``registry.target_too_large``.
+        InvalidError: ``registry.target_path``, ``registry.target_mismatch``, ``registry.target_too_large``,
+            ``registry.delegation_malformed``.
+        RefusedError: ``registry.outside_delegation``, ``registry.role_unknown``.
     """
     reviews = []
     for role, results in workspace.progress().items():
-        metadata = workspace.pending_root() if role == "root" else workspace.pending_targets()
-        assert metadata is not None
+        metadata = workspace.pending(role)
         refuse_expired(role, metadata.signed.expires, now)
         if isinstance(metadata.signed, Root):
             changes = tuple(_root_changes(workspace.published_root(), metadata.signed))
         else:
-            changes = tuple(_targets_changes(workspace, metadata.signed))
+            changes = tuple(_targets_changes(workspace, role, metadata.signed))
         progress = _progress(role, results)
         reviews.append(Review(role, metadata.signed.version, metadata.signed.expires, changes, progress))
     return reviews
@@ -132,23 +138,63 @@ def _root_changes(published: Metadata[Root] | None, new: Root) -> Iterator[Chang
             yield Change("added" if was is None else "changed", f"{role} threshold", {"threshold": of})
 
 
-def _targets_changes(workspace: Workspace, new: Targets) -> Iterator[Change]:
-    published = workspace.published_targets()
-    root = workspace.published_root()
-    if published is not None and root is not None:
-        verified = root.signed.get_verification_result("targets", published.signed_bytes, published.signatures)
-        refuse_unsigned("targets", published.signed.version, verified)
-    for change in target_changes(None if published is None else published.signed, new):
+def _targets_changes(workspace: Workspace, role: str, new: Targets) -> Iterator[Change]:
+    published = _published(workspace, role)
+    if role == TARGETS:
+        check_delegations(new)
+        yield from _delegation_changes(published, new)
+    else:
+        check_paths(families(workspace.current_targets().signed)[role], new)
+        yield _delegation(workspace.current_targets().signed, role, "within")
+    for change in target_changes(published, new):
         if change.target is None:
             yield Change("removed", change.path)
             continue
         document = _document(workspace, change.target)
         if isinstance(document, Manifest):
-            yield Change(change.kind, f"model {document.id}", _manifest_facts(change.target, document))
+            facts = {"role": role} | _manifest_facts(change.target, document)
+            yield Change(change.kind, f"model {document.id}", facts)
         else:
             before = None if change.before is None else _document(workspace, change.before)
             assert before is None or isinstance(before, Fleet)
             yield Change(change.kind, change.path, _fleet_facts(change.target, before, document))
+
+
+def _published(workspace: Workspace, role: str) -> Targets | None:
+    """Return what is published of ``role``, verified; None for a family that nothing published vouches for."""
+    targets, root = workspace.published_targets(), workspace.published_root()
+    if targets is not None and root is not None:
+        verified = root.signed.get_verification_result(TARGETS, targets.signed_bytes, targets.signatures)
+        refuse_unsigned(TARGETS, targets.signed.version, verified)
+    if role == TARGETS:
+        return None if targets is None else targets.signed
+    family = workspace.published_targets(role)
+    if targets is None or family is None or role not in families(targets.signed):
+        return None
+    refuse_unless_valid(targets.signed, role, family)
+    return family.signed
+
+
+def _delegation_changes(before: Targets | None, after: Targets) -> Iterator[Change]:
+    old, new = {} if before is None else families(before), families(after)
+    for role in sorted(old.keys() | new.keys()):
+        if role not in new:
+            assert before is not None
+            yield _delegation(before, role, "removed")
+        elif old.get(role) != new[role]:
+            yield _delegation(after, role, "changed" if role in old else "added")
+
+
+def _delegation(targets: Targets, role: str, kind: str) -> Change:
+    delegated, delegations = families(targets)[role], targets.delegations
+    assert delegations is not None
+    people = (f"{signer_name(delegations.keys[keyid])} ({keyid})" for keyid in sorted(delegated.keyids))
+    facts: dict[str, str | int] = {
+        "paths": ", ".join(delegated.paths or ()),
+        "threshold": f"{delegated.threshold} of {len(delegated.keyids)}",
+        "signers": ", ".join(people),
+    }
+    return Change(kind, f"delegation {role}", facts)
 
 
 def _document(workspace: Workspace, target: TargetFile) -> Manifest | Fleet:
@@ -172,20 +218,41 @@ def _manifest_facts(target: TargetFile, manifest: Manifest) -> dict[str, str | i
         "cases": len(manifest.evaluation.cases),
         "min_accuracy": str(manifest.evaluation.min_accuracy),
         "source": manifest.provenance.source,
+        "made by": _maker(manifest),
     }
+
+
+def _maker(manifest: Manifest) -> str:
+    """Say whose key signed the model's files; compare it with what its maker publishes."""
+    signature = manifest.provenance.signature
+    if signature is None:
+        return "unknown: no model signature"
+    return f"holder of the key sha256 {signature.key_sha256} ({signature.format}, bundle {signature.bundle_sha256})"
+
+
+def _key_facts(before: tuple[FleetKey, ...], after: tuple[FleetKey, ...]) -> dict[str, str]:
+    """Return every online key that comes, goes, or holds for another time; none hides behind another of its purpose."""
+    left = {(key.purpose, key.public): key for key in before}
+    lines: dict[str, list[str]] = {}
+    for key in after:
+        was = left.pop((key.purpose, key.public), None)
+        span = f"{key.public} from {key.not_before:%Y-%m-%d} until {key.not_after:%Y-%m-%d}"
+        if was is None:
+            lines.setdefault(f"new {key.purpose.value} key", []).append(span)
+        elif was != key:
+            lines.setdefault(f"changed {key.purpose.value} key", []).append(f"{span} (was {was.not_after:%Y-%m-%d})")
+    for key in left.values():
+        lines.setdefault(f"withdrawn {key.purpose.value} key", []).append(key.public)
+    return {name: "; ".join(found) for name, found in lines.items()}
 
 
 def _fleet_facts(target: TargetFile, before: Fleet | None, after: Fleet) -> dict[str, str | int]:
     facts: dict[str, str | int] = {"sha256": target_digest(target), "fleet": after.name}
-    old_keys = set() if before is None else set(before.keys)
-    for key in after.keys:
-        if key not in old_keys:
-            facts[f"new {key.purpose.value} key"] = f"{key.public} until {key.not_after:%Y-%m-%d}"
-    for gone in old_keys - set(after.keys):
-        facts[f"withdrawn {gone.purpose.value} key"] = gone.public
+    facts |= _key_facts(() if before is None else before.keys, after.keys)
     for name in ("device_ca", "server_ca"):
-        if before is None or getattr(before, name) != getattr(after, name):
-            facts[name] = "new" if before is None else "replaced"
+        pem = getattr(after, name)
+        if before is None or getattr(before, name) != pem:
+            facts[name] = f"{'new' if before is None else 'replaced'}, sha256 {sha256_hex(pem.encode())}"
     old_floors = {} if before is None else before.floors
     for model, version in sorted(after.floors.items()):
         if old_floors.get(model) != version:

@@ -15,8 +15,10 @@ from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
 from tuf.api.exceptions import DownloadError, DownloadHTTPError, RepositoryError
+from tuf.api.metadata import Metadata, Snapshot, Targets
 from tuf.ngclient import FetcherInterface, Updater
 
+from garrison_controller.signing.families import TARGETS, families, is_family_role, refuse_unless_valid
 from garrison_controller.signing.metadata import file_name, parse_root, parse_targets, read_target, target_changes
 from garrison_controller.signing.workspace import Workspace
 from garrison_protocol.canonical import sha256_hex
@@ -60,7 +62,7 @@ def push(workspace: Workspace, remote: Remote) -> dict[str, object]:
     complete = workspace.completed()
     answer = remote.publish(_upload(workspace, complete))
     for role, data in complete.items():
-        metadata = parse_root(data) if role == "root" else parse_targets(data)
+        metadata = parse_root(data) if role == "root" else parse_targets(data, role)
         workspace.record_published(role, metadata.signed.version, data)
     return answer
 
@@ -91,10 +93,12 @@ def pull(workspace: Workspace, remote: Remote, first_root_sha256: str | None = N
                 hint="do not sign anything; find out who changed the controller's registry",
             ) from error
         targets_bytes = (Path(folder) / "targets.json").read_bytes()
+        snapshot = Metadata[Snapshot].from_bytes((Path(folder) / "snapshot.json").read_bytes()).signed
         root = parse_root((Path(folder) / "root.json").read_bytes())
         roots = {version: remote.metadata(file_name("root", version)) for version in range(2, root.signed.version + 1)}
-    _refuse_outdated(workspace, targets_bytes)
-    _keep(workspace, {1: first, **roots}, targets_bytes, remote)
+    published = {TARGETS: targets_bytes, **_families(remote, snapshot, parse_targets(targets_bytes).signed)}
+    _refuse_outdated(workspace, published)
+    _keep(workspace, {1: first, **roots}, published, remote)
     return Pulled(root.signed.version, parse_targets(targets_bytes).signed.version)
 
 
@@ -102,16 +106,42 @@ def _upload(workspace: Workspace, complete: dict[str, bytes]) -> dict[str, objec
     upload: dict[str, object] = {"roots": [], "files": {}}
     if "root" in complete:
         upload["roots"] = [_base64(complete["root"])]
-    if "targets" in complete:
-        upload["targets"] = _base64(complete["targets"])
-        published = workspace.published_targets()
-        changes = target_changes(
-            None if published is None else published.signed, parse_targets(complete["targets"]).signed
-        )
-        upload["files"] = {
-            change.path: _base64(workspace.target_bytes(change.target)) for change in changes if change.target
-        }
+    if TARGETS in complete:
+        upload[TARGETS] = _base64(complete[TARGETS])
+    if of_families := {role: _base64(data) for role, data in complete.items() if is_family_role(role)}:
+        upload["families"] = of_families
+    files = {}
+    for role in (TARGETS, *of_families):
+        if role in complete:
+            published = workspace.published_targets(role)
+            before = None if published is None else published.signed
+            for change in target_changes(before, parse_targets(complete[role], role).signed):
+                if change.target is not None:
+                    files[change.path] = _base64(workspace.target_bytes(change.target))
+    upload["files"] = files
     return upload
+
+
+def _families(remote: Remote, snapshot: Snapshot, targets: Targets) -> dict[str, bytes]:
+    """Return the metadata of every family that the snapshot lists, those that were taken back as well."""
+    found = {}
+    for name, meta in snapshot.meta.items():
+        role = name.removesuffix(".json")
+        if not is_family_role(role):
+            continue
+        data = remote.metadata(file_name(role, meta.version))
+        try:
+            meta.verify_length_and_hashes(data)
+        except RepositoryError as error:
+            raise RefusedError(
+                "registry.untrusted",
+                f"the controller's {role} is not the one that its snapshot names",
+                hint="do not sign anything; find out who changed the controller's registry",
+            ) from error
+        if role in families(targets):
+            refuse_unless_valid(targets, role, parse_targets(data, role))
+        found[role] = data
+    return found
 
 
 def _first_root(workspace: Workspace, remote: Remote, expected: str | None) -> bytes:
@@ -134,29 +164,31 @@ def _first_root(workspace: Workspace, remote: Remote, expected: str | None) -> b
     return data
 
 
-def _refuse_outdated(workspace: Workspace, targets_bytes: bytes) -> None:
-    published, pending = parse_targets(targets_bytes), workspace.pending_targets()
-    if pending is None or pending.signed.version > published.signed.version or pending.signed == published.signed:
-        return
-    raise ConflictError(
-        "signing.pending_outdated",
-        f"targets version {pending.signed.version} waits for signatures, but another one is published",
-        hint=f"remove {workspace.folder / 'pending'}, pull, and make the change again",
-    )
+def _refuse_outdated(workspace: Workspace, of_roles: dict[str, bytes]) -> None:
+    for role, data in of_roles.items():
+        published, pending = parse_targets(data, role), workspace.pending_targets(role)
+        if pending is None or pending.signed.version > published.signed.version or pending.signed == published.signed:
+            continue
+        raise ConflictError(
+            "signing.pending_outdated",
+            f"{role} version {pending.signed.version} waits for signatures, but another one is published",
+            hint=f"remove {workspace.folder / 'pending'}, pull, and make the change again",
+        )
 
 
-def _keep(workspace: Workspace, roots: dict[int, bytes], targets_bytes: bytes, remote: Remote) -> None:
-    targets = parse_targets(targets_bytes).signed
-    for target in targets.targets.values():
-        try:
-            data = workspace.target_bytes(target)
-        except NotFoundError:
-            data = remote.target(target.hashes["sha256"], target.path)
-            read_target(target, data)
-            workspace.record_target(target, data)
+def _keep(workspace: Workspace, roots: dict[int, bytes], of_roles: dict[str, bytes], remote: Remote) -> None:
+    for role, data in of_roles.items():
+        for target in parse_targets(data, role).signed.targets.values():
+            try:
+                workspace.target_bytes(target)
+            except NotFoundError:
+                fetched = remote.target(target.hashes["sha256"], target.path)
+                read_target(target, fetched)
+                workspace.record_target(target, fetched)
     for version, root in roots.items():
         workspace.record_published("root", version, root)
-    workspace.record_published("targets", targets.version, targets_bytes)
+    for role, data in of_roles.items():
+        workspace.record_published(role, parse_targets(data, role).signed.version, data)
 
 
 class _RemoteFetcher(FetcherInterface):

@@ -6,14 +6,23 @@ name (manifests, fleet.json) with their digests before their names. No private k
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from securesystemslib.signer import CryptoSigner, Key, SSlibKey
+from securesystemslib.signer import Key, Signer, SSlibKey
+from tuf.api.exceptions import UnsignedMetadataError
 from tuf.api.metadata import Metadata, Root, TargetFile, Targets, VerificationResult
 
+from garrison_controller.signing.families import (
+    TARGETS,
+    all_targets,
+    families,
+    family_progress,
+    is_family_role,
+    role_for,
+)
 from garrison_controller.signing.keys import signer_name
 from garrison_controller.signing.metadata import (
     file_name,
@@ -27,10 +36,17 @@ from garrison_controller.signing.metadata import (
     to_bytes,
     write_durable,
 )
-from garrison_controller.signing.online import CLOCK_TOLERANCE, OnlineKeys, delegate_online, fleet_bytes, fleet_document
+from garrison_controller.signing.online import (
+    CLOCK_TOLERANCE,
+    OnlineKeys,
+    delegate_online,
+    fleet_bytes,
+    fleet_document,
+    replace_online_key,
+)
 from garrison_controller.signing.packing import Package
 from garrison_protocol.canonical import sha256_hex
-from garrison_protocol.errors import ConflictError, InvalidError, NotFoundError, RefusedError
+from garrison_protocol.errors import ConflictError, GarrisonError, InvalidError, NotFoundError, RefusedError
 from garrison_protocol.fleet import FLEET_TARGET, Fleet, parse_fleet
 from garrison_protocol.ids import version_key
 from garrison_protocol.manifest import target_path
@@ -137,22 +153,54 @@ class Workspace:
             root = following
         return root
 
-    def published_targets(self) -> Metadata[Targets] | None:
-        """Return the newest published targets metadata."""
-        versions = _versions(self._published, "targets")
+    def published_targets(self, role: str = TARGETS) -> Metadata[Targets] | None:
+        """Return the newest published metadata of the targets role, or of a family's ``role``."""
+        versions = _versions(self._published, role)
         if not versions:
             return None
-        return parse_targets((self._published / file_name("targets", versions[-1])).read_bytes())
+        return parse_targets((self._published / file_name(role, versions[-1])).read_bytes(), role)
 
     def pending_root(self) -> Metadata[Root] | None:
         """Return the root that waits for signatures, if any."""
         data = self._pending_bytes("root")
         return None if data is None else parse_root(data)
 
-    def pending_targets(self) -> Metadata[Targets] | None:
-        """Return the targets metadata that waits for signatures, if any."""
-        data = self._pending_bytes("targets")
-        return None if data is None else parse_targets(data)
+    def pending_targets(self, role: str = TARGETS) -> Metadata[Targets] | None:
+        """Return the metadata of the targets role, or of a family's ``role``, that waits for signatures, if any."""
+        data = self._pending_bytes(role)
+        return None if data is None else parse_targets(data, role)
+
+    def current_family(self, role: str) -> Metadata[Targets] | None:
+        """Return a family's metadata as it will be: the pending one, else the published one."""
+        return self.pending_targets(role) or self.published_targets(role)
+
+    def current_families(self) -> dict[str, Metadata[Targets]]:
+        """Return the metadata of every family that the current targets metadata delegates to, by role.
+
+        Raises:
+            NotFoundError: ``signing.workspace_empty``.
+        """
+        found = {role: self.current_family(role) for role in families(self.current_targets().signed)}
+        return {role: metadata for role, metadata in found.items() if metadata is not None}
+
+    def every_target(self) -> dict[str, tuple[str, TargetFile]]:
+        """Return every target with the role that names it, by path, as it will be.
+
+        Raises:
+            NotFoundError: ``signing.workspace_empty``.
+            ConflictError: ``registry.version_reused`` if two roles name one path.
+        """
+        of_families = {role: metadata.signed for role, metadata in self.current_families().items()}
+        return all_targets(self.current_targets().signed, of_families)
+
+    def find_target(self, path: str) -> tuple[str, TargetFile] | None:
+        """Return the role that names the target at ``path``, and the target, as it will be; errors as above."""
+        return self.every_target().get(path)
+
+    def current_version(self, role: str) -> int:
+        """Return the version of the targets role's or a family's metadata as it will be; 0 before the first."""
+        metadata = self.current_targets() if role == TARGETS else self.current_family(role)
+        return 0 if metadata is None else metadata.signed.version
 
     def current_root(self) -> Metadata[Root]:
         """Return the root by whose rules pending targets are judged: the pending one, else the published one.
@@ -208,7 +256,10 @@ class Workspace:
         return parse_fleet(self.target_bytes(target))
 
     def add_package(self, package: Package, *, days: int, now: datetime) -> bool:
-        """Add ``package`` to the next targets version; signatures made before are dropped. False if it is in already.
+        """Add ``package`` to the next version of the role that speaks for it; False if it is in already.
+
+        That is the family's role that the targets role delegates it to, else targets itself. Signatures made before
+        are dropped.
 
         Raises:
             ConflictError: ``package.version_reused`` if the version stands for another digest.
@@ -216,10 +267,10 @@ class Workspace:
         """
         manifest = package.manifest
         path = target_path(manifest.name, manifest.version)
-        known = self.current_targets().signed.targets.get(path)
+        role, known = self.find_target(path) or (role_for(self.current_targets().signed, path), None)
         if known is not None and target_digest(known) == package.manifest_sha256:
             return False
-        published = self.published_targets()
+        published = self.published_targets(role)
         if published is not None and path in published.signed.targets:
             raise ConflictError(
                 "package.version_reused",
@@ -228,7 +279,7 @@ class Workspace:
             )
         if self.fleet().below_floor(manifest.name, manifest.version):
             raise RefusedError("package.below_floor", f"{manifest.id} is below the floor in fleet.json")
-        self._change_targets({path: package.manifest_bytes}, days=days, now=now)
+        self._change_targets({path: package.manifest_bytes}, days=days, now=now, role=role)
         return True
 
     def set_floor(self, name: str, version: str, *, days: int, now: datetime) -> None:
@@ -246,7 +297,33 @@ class Workspace:
         if lower:
             raise RefusedError("signing.floor_lowered", f"the floor of {name} is {fleet.floors[name]} already")
         raised = fleet.model_copy(update={"floors": {**fleet.floors, name: version}})
-        self._change_targets({FLEET_TARGET: fleet_bytes(raised)}, days=days, now=now)
+        self.change_fleet(raised, days=days, now=now)
+
+    def change_fleet(self, fleet: Fleet, *, days: int, now: datetime) -> int:
+        """Put ``fleet`` as fleet.json into the next targets version, unsigned; return that version.
+
+        Raises:
+            NotFoundError: ``signing.workspace_empty``.
+        """
+        self._change_targets({FLEET_TARGET: fleet_bytes(fleet)}, days=days, now=now)
+        return self.current_targets().signed.version
+
+    def change_online_role(self, role: str, public_hex: str, *, days: int, now: datetime) -> int:
+        """Let only the key ``public_hex`` sign ``role`` (snapshot or timestamp) in the next root; return its version.
+
+        A pending root takes the change too, and loses its signatures.
+
+        Raises:
+            NotFoundError: ``signing.workspace_empty``.
+            InvalidError: ``signing.online_malformed``.
+        """
+        root = parse_root(to_bytes(self.current_root())).signed
+        if self.pending_root() is None:
+            root.version += 1
+        replace_online_key(root, role, public_hex)
+        root.expires = now.replace(microsecond=0) + timedelta(days=days)
+        self._write_pending("root", to_bytes(Metadata(root)), root.version)
+        return root.version
 
     def rotate_root(
         self,
@@ -293,23 +370,26 @@ class Workspace:
                 self._change_targets({}, days=days, now=now)
         return root.version
 
-    def sign(self, signer: CryptoSigner) -> list[Signed]:
+    def sign(self, signer: Signer, only: Container[str] | None = None) -> list[Signed]:
         """Add this key's signature to every pending role it may sign; callers have shown the review before.
+
+        ``only`` leaves out other roles.
 
         Raises:
             ConflictError: ``signing.nothing_pending``.
-            RefusedError: ``signing.key_has_no_role``.
+            RefusedError: ``signing.key_has_no_role``; ``signing.key_unusable``, ``signing.key_mismatch`` of a token.
         """
         outcomes = []
         for role, results in self.progress().items():
             keyid = signer.public_key.keyid
+            if only is not None and role not in only:
+                continue
             if not any(keyid in result.signed or keyid in result.unsigned for result in results):
                 continue
-            metadata = self.pending_root() if role == "root" else self.pending_targets()
-            assert metadata is not None
+            metadata = self.pending(role)
             new = not any(keyid in result.signed for result in results)
             if new:
-                metadata.sign(signer, append=True)
+                _sign(metadata, signer)
                 self._write_pending(role, to_bytes(metadata), metadata.signed.version)
             outcomes.append(Signed(role, metadata.signed.version, new))
         if not outcomes:
@@ -323,8 +403,11 @@ class Workspace:
     def progress(self) -> dict[str, list[VerificationResult]]:
         """Return, for each pending role, who has signed and who has not; a new root is judged by two rules.
 
+        A family's role is judged by the targets metadata as it will be.
+
         Raises:
             ConflictError: ``signing.nothing_pending``, ``registry.version_not_next``.
+            RefusedError: ``registry.role_unknown`` for a pending role that nothing is delegated to.
         """
         found: dict[str, list[VerificationResult]] = {}
         root, targets = self.pending_root(), self.pending_targets()
@@ -332,7 +415,12 @@ class Workspace:
             found["root"] = root_progress(self.published_root(), root)
         if targets is not None:
             rules = self.current_root().signed
-            found["targets"] = [targets_progress(rules, self.published_targets(), targets)]
+            found[TARGETS] = [targets_progress(rules, self.published_targets(), targets)]
+        for role in self.pending_families():
+            family, published = self.pending_targets(role), self.published_targets(role)
+            assert family is not None
+            version = None if published is None else published.signed.version
+            found[role] = [family_progress(self.current_targets().signed, role, version, family)]
         if not found:
             raise ConflictError(
                 "signing.nothing_pending",
@@ -350,14 +438,38 @@ class Workspace:
         """
         complete: dict[str, bytes] = {}
         for role, results in self.progress().items():
-            data = self._pending_bytes(role)
-            metadata = self.pending_root() if role == "root" else self.pending_targets()
-            assert data is not None
-            assert metadata is not None
             for result in results:
-                refuse_unsigned(role, metadata.signed.version, result)
+                refuse_unsigned(role, self.pending(role).signed.version, result)
+            data = self._pending_bytes(role)
+            assert data is not None
             complete[role] = data
         return complete
+
+    def pending(self, role: str) -> Metadata[Root] | Metadata[Targets]:
+        """Return what waits for signatures in ``role``.
+
+        Raises:
+            ConflictError: ``signing.nothing_pending``.
+        """
+        metadata = self.pending_root() if role == "root" else self.pending_targets(role)
+        if metadata is None:
+            raise ConflictError("signing.nothing_pending", f"nothing of the {role} role waits for a signature")
+        return metadata
+
+    def pending_families(self) -> list[str]:
+        """Return the families' roles that wait for signatures."""
+        names = {path.name.split(".")[1] for path in self._pending.glob("*.family-*.json")}
+        return sorted(role for role in names if is_family_role(role))
+
+    def propose(self, role: str, signed: Targets) -> None:
+        """Put ``signed`` among what waits for signatures, unsigned, in place of an earlier draft of ``role``."""
+        self.drop_pending(role)
+        self._write_pending(role, to_bytes(Metadata(signed)), signed.version)
+
+    def drop_pending(self, role: str) -> None:
+        """Forget the draft of ``role``."""
+        for version in _versions(self._pending, role):
+            (self._pending / file_name(role, version)).unlink()
 
     def record_published(self, role: str, version: int, data: bytes) -> None:
         """Keep a published metadata file and drop the pending one that it settles."""
@@ -378,16 +490,18 @@ class Workspace:
                 return path.read_bytes()
         return None
 
-    def _change_targets(self, files: dict[str, bytes], *, days: int, now: datetime) -> None:
-        pending = self.pending_targets()
-        draft = pending or self.current_targets()
-        if pending is None:
+    def _change_targets(self, files: dict[str, bytes], *, days: int, now: datetime, role: str = TARGETS) -> None:
+        pending = self.pending_targets(role)
+        draft = pending or (self.current_targets() if role == TARGETS else self.published_targets(role))
+        if draft is None:
+            draft = Metadata(Targets(version=1, expires=now))
+        elif pending is None:
             draft.signed.version += 1
         draft.signatures.clear()
         draft.signed.expires = now.replace(microsecond=0) + timedelta(days=days)
         for path, data in files.items():
             self._put_target(draft, path, data)
-        self._write_pending("targets", to_bytes(draft), draft.signed.version)
+        self._write_pending(role, to_bytes(draft), draft.signed.version)
 
     def _put_target(self, draft: Metadata[Targets], path: str, data: bytes) -> None:
         target = TargetFile.from_data(path, data, ["sha256"])
@@ -400,6 +514,15 @@ class Workspace:
 
     def _write_pending(self, role: str, data: bytes, version: int) -> None:
         write_durable(self._pending / file_name(role, version), data)
+
+
+def _sign(metadata: Metadata[Root] | Metadata[Targets], signer: Signer) -> None:
+    try:
+        metadata.sign(signer, append=True)
+    except UnsignedMetadataError as error:
+        if isinstance(error.__cause__, GarrisonError):  # a token that refused
+            raise error.__cause__ from error
+        raise
 
 
 def first_root_sha256(workspace: Workspace) -> str:

@@ -9,6 +9,7 @@ from garrison_controller.signing.metadata import parse_root, parse_targets, to_b
 from garrison_controller.signing.review import Review, review
 from garrison_controller.signing.workspace import RoleKeys, Workspace
 from garrison_protocol.errors import ConflictError, GarrisonError, RefusedError
+from garrison_protocol.states import KeyPurpose
 from tests.fakes.ceremony import NOW, Ceremony, later, make_ceremony, make_package, make_signer
 
 
@@ -238,3 +239,20 @@ def test_an_empty_workspace_says_so(tmp_path: Path) -> None:
     with pytest.raises(ConflictError) as nothing:
         review(Workspace(tmp_path), NOW)
     assert nothing.value.code == "signing.nothing_pending"
+
+
+def test_the_review_hides_no_online_key_behind_another(ceremony: Ceremony) -> None:
+    first_version(ceremony)
+    fleet = ceremony.workspace.fleet()
+    old = next(key for key in fleet.keys if key.purpose is KeyPurpose.DIRECTOR)
+    shorter = old.model_copy(update={"not_after": later(days=3)})
+    new = [old.model_copy(update={"public": digit * 64}) for digit in "ab"]
+    others = [key for key in fleet.keys if key.purpose is KeyPurpose.LOG]
+    changed = fleet.model_copy(update={"keys": (shorter, *new, *others)})
+    ceremony.workspace.change_fleet(changed, days=365, now=NOW)
+
+    (change,) = one(review(ceremony.workspace, NOW), "targets").changes
+    assert all(key.public in str(change.facts["new director key"]) for key in new)
+    assert f"{later(days=3):%Y-%m-%d}" in str(change.facts["changed director key"])
+    assert change.facts["withdrawn receipt key"] == ceremony.online.receipt
+    assert "new log key" not in change.facts
