@@ -49,12 +49,12 @@ def seal(kind: str, body: bytes, key: keys.SigningKey) -> bytes:
     payload, payload_type = body, TYPE_PREFIX + kind + _JSON
     if len(body) > COMPRESS_ABOVE_BYTES:
         payload, payload_type = zlib.compress(body, 6), TYPE_PREFIX + kind + _ZLIB
-    signature = key.sign(pae(payload_type, payload))
+    keyid, signature = key.signature(pae(payload_type, payload))
     envelope = json.dumps(
         {
             "payloadType": payload_type,
             "payload": base64.b64encode(payload).decode(),
-            "signatures": [{"keyid": key.key_id, "sig": base64.b64encode(signature).decode()}],
+            "signatures": [{"keyid": keyid, "sig": base64.b64encode(signature).decode()}],
         },
         separators=(",", ":"),
     ).encode()
@@ -84,6 +84,15 @@ def unseal(envelope: bytes, public_key: Callable[[str], str | None]) -> Opened:
     if known:
         raise RefusedError("envelope.bad_signature", "the signature does not match the message")
     raise RefusedError("envelope.key_unknown", "no signature by a key that is trusted for this message")
+
+
+def signers(envelope: bytes) -> tuple[str, ...]:
+    """Return the key ids that ``envelope`` names, nothing of it verified.
+
+    Raises:
+        InvalidError: ``envelope.too_large``, ``envelope.malformed``.
+    """
+    return tuple(signer for signer, _ in _parse(envelope)[2])
 
 
 def _parse(envelope: bytes) -> tuple[str, bytes, list[tuple[str, bytes]]]:

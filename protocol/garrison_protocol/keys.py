@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from garrison_protocol.canonical import sha256_hex
 from garrison_protocol.errors import RefusedError
+
+if TYPE_CHECKING:  # at run time it would load every kind of key there is, on boards too
+    from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
 
 def key_id(public_hex: str) -> str:
@@ -23,8 +27,17 @@ class SigningKey:
 
     def __init__(self, private: Ed25519PrivateKey) -> None:
         self._private = private
-        self.public_hex = private.public_key().public_bytes_raw().hex()
-        self.key_id = key_id(self.public_hex)
+        self._public_hex = private.public_key().public_bytes_raw().hex()
+
+    @property
+    def public_hex(self) -> str:
+        """The raw public key in hex."""
+        return self._public_hex
+
+    @property
+    def key_id(self) -> str:
+        """The id under which envelopes name this key."""
+        return key_id(self._public_hex)
 
     @classmethod
     def generate(cls) -> SigningKey:
@@ -32,28 +45,28 @@ class SigningKey:
         return cls(Ed25519PrivateKey.generate())
 
     @classmethod
-    def load(cls, path: Path) -> SigningKey:
-        """Return the key in the PKCS#8 PEM file ``path``.
+    def load(cls, path: Path, passphrase: bytes | None = None) -> SigningKey:
+        """Return the key in the PKCS#8 PEM file ``path``, encrypted if and only if there is a ``passphrase``.
 
         Raises:
-            RefusedError: ``key.readable_by_others`` if others than the owner may read it, ``key.wrong_type``.
+            GarrisonError: As ``load_private_key``.
         """
-        refuse_if_readable_by_others(path)
-        private = serialization.load_pem_private_key(path.read_bytes(), password=None)
+        private = load_private_key(path, passphrase)
         if not isinstance(private, Ed25519PrivateKey):
             raise RefusedError("key.wrong_type", f"{path} holds no Ed25519 key")
         return cls(private)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, passphrase: bytes | None = None) -> None:
         """Write the key as PKCS#8 PEM, mode 0600, durably; an existing file is never overwritten."""
-        pem = self._private.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        write_private_file(path, pem)
+        write_private_file(path, private_key_pem(self._private, passphrase))
 
     def sign(self, data: bytes) -> bytes:
         """Return the 64-byte Ed25519 signature of ``data`` (RFC 8032)."""
         return self._private.sign(data)
+
+    def signature(self, data: bytes) -> tuple[str, bytes]:
+        """Return the key's id and its signature of ``data``: of one and the same key, also while keys are switched."""
+        return self.key_id, self.sign(data)
 
 
 def verify(public_hex: str, signature: bytes, data: bytes) -> bool:
@@ -63,6 +76,63 @@ def verify(public_hex: str, signature: bytes, data: bytes) -> bool:
     except (InvalidSignature, ValueError):
         return False
     return True
+
+
+def load_private_key(path: Path, passphrase: bytes | None) -> PrivateKeyTypes:
+    """Return the private key in the PKCS#8 PEM file ``path``, encrypted if and only if there is a ``passphrase``.
+
+    A plain key where a passphrase is set is refused: whoever set it believes that the file alone is worth nothing.
+
+    Raises:
+        RefusedError: ``key.readable_by_others``, ``key.passphrase_missing``, ``key.wrong_passphrase``,
+            ``key.not_encrypted``.
+        OSError: The file cannot be read.
+        ValueError: It holds no private key.
+    """
+    refuse_if_readable_by_others(path)
+    return parse_private_key(path.read_bytes(), passphrase, path)
+
+
+def parse_private_key(pem: bytes, passphrase: bytes | None, path: Path) -> PrivateKeyTypes:
+    """Return the private key in ``pem``, read from ``path``; as ``load_private_key``.
+
+    Raises:
+        RefusedError: ``key.passphrase_missing``, ``key.wrong_passphrase``, ``key.not_encrypted``.
+        ValueError: It holds no private key.
+    """
+    encrypted = b"BEGIN ENCRYPTED PRIVATE KEY" in pem
+    if encrypted and passphrase is None:
+        raise RefusedError(
+            "key.passphrase_missing",
+            f"{path} is encrypted, and no passphrase is set",
+            hint="name the passphrase's file in the configuration, or give it as a credential",
+        )
+    if passphrase is not None and not encrypted and b"PRIVATE KEY" in pem:
+        raise RefusedError(
+            "key.not_encrypted",
+            f"{path} is not encrypted, though a passphrase is set",
+            hint="`garrison serve encrypt-keys` encrypts it; replace the key if someone may have copied it",
+        )
+    try:
+        return serialization.load_pem_private_key(pem, passphrase)
+    except UnsupportedAlgorithm as error:
+        raise ValueError(f"{path} holds a key of an unknown kind") from error
+    except (ValueError, TypeError) as error:
+        if not encrypted:
+            raise ValueError(f"{path} holds no private key") from error
+        raise RefusedError(
+            "key.wrong_passphrase",
+            f"the passphrase does not open {path}",
+            hint="give the passphrase that `garrison serve init` or `encrypt-keys` was given",
+        ) from error
+
+
+def private_key_pem(private: PrivateKeyTypes, passphrase: bytes | None) -> bytes:
+    """Return ``private`` as PKCS#8 PEM, encrypted if there is a ``passphrase``."""
+    protection = (
+        serialization.NoEncryption() if passphrase is None else serialization.BestAvailableEncryption(passphrase)
+    )
+    return private.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, protection)
 
 
 def refuse_if_readable_by_others(path: Path) -> None:

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from securesystemslib.signer import Signer
 
 from garrison_controller.cli.client import ApiClient
 from garrison_controller.cli.output import note
+from garrison_controller.signing.key_uris import is_uri, open_uri
+from garrison_controller.signing.keys import load_public, load_signer
 from garrison_controller.signing.review import Review
 from garrison_protocol.errors import InvalidError, NotFoundError
 
@@ -23,6 +26,14 @@ PassphraseOption = Annotated[
         help=f"File whose first line is the passphrase; else {PASSPHRASE_VARIABLE}, else a prompt.",
     ),
 ]
+KeyOption = Annotated[
+    str,
+    typer.Option("--key", help="Your private key: NAME.key, or a URI such as hsm:2?label=TOKEN, with --public-key."),
+]
+PublicKeyOption = Annotated[
+    Path | None, typer.Option("--public-key", help="NAME.pub.json of a key that --key names by URI.")
+]
+YesOption = Annotated[bool, typer.Option("--yes", help="Sign without asking.")]
 DaysOption = Annotated[int, typer.Option("--days", min=1, max=1095, help="Days until the new version expires.")]
 
 
@@ -68,6 +79,25 @@ def read_passphrase(file: Path | None, *, key: str, confirm: bool = False) -> st
             hint=f"use --passphrase-file or {PASSPHRASE_VARIABLE}",
         ) from error
     return str(answer)
+
+
+def open_key(key: str, public_key: Path | None, passphrase_file: Path | None) -> Signer:
+    """Return the signer that ``--key`` and its companions name; a passphrase or a PIN is asked for where it is needed.
+
+    Raises:
+        InvalidError: ``signing.public_key_missing``.
+        GarrisonError: As ``load_signer`` and ``open_uri``.
+    """
+    if not is_uri(key):
+        path = Path(key)
+        return load_signer(path, read_passphrase(passphrase_file, key=path.name))
+    if public_key is None:
+        raise InvalidError(
+            "signing.public_key_missing",
+            f"the public half of {key} is not named",
+            hint="give its NAME.pub.json with --public-key; `garrison registry key import` writes it",
+        )
+    return open_uri(key, load_public(public_key), lambda what: read_passphrase(passphrase_file, key=f"{key} ({what})"))
 
 
 def confirm_signing(yes: bool) -> None:

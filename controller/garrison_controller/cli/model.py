@@ -18,7 +18,7 @@ from garrison_controller.cli.output import Output, OutputFormat, OutputOption, n
 from garrison_controller.cli.registry import show_publication
 from garrison_controller.cli.times import moment
 from garrison_controller.signing.metadata import target_digest
-from garrison_controller.signing.packing import Package, PackedBlob, open_package, sources_from_options
+from garrison_controller.signing.packing import MakersSignature, Package, PackedBlob, open_package, sources_from_options
 from garrison_controller.signing.packing import pack as pack_package
 from garrison_controller.signing.sync import push
 from garrison_controller.signing.workspace import Workspace
@@ -34,11 +34,18 @@ Packages = Annotated[list[Path], typer.Argument(help="Package folders, as `garri
     "pack", epilog="Example: garrison model pack --manifest draft.json --file model.gguf=smol.gguf --out smol-1.0.0"
 )
 def pack(
+    *,
     manifest: Annotated[Path, typer.Option("--manifest", help="Draft: a manifest whose files have only paths.")],
     file: Annotated[
         list[str], typer.Option("--file", help="NAME=FILE or VARIANT:NAME=FILE; NAME as in the draft. Repeat it.")
     ],
     out: Annotated[Path, typer.Option("--out", help="New folder for the package.")],
+    model_signature: Annotated[
+        Path | None, typer.Option("--model-signature", help="The maker's OpenSSF model-signing bundle of these files.")
+    ] = None,
+    model_signature_key: Annotated[
+        Path | None, typer.Option("--model-signature-key", help="The maker's public key, PEM, that it verifies with.")
+    ] = None,
     output: OutputOption = OutputFormat.TABLE,
 ) -> None:
     """Make a package: sizes, SHA-256, and chunk lists are filled in, files are copied."""
@@ -48,7 +55,8 @@ def pack(
         raise NotFoundError(
             "package.file_missing", f"cannot read {manifest}: {error.strerror}", hint="name the draft with --manifest"
         ) from error
-    package = pack_package(draft, sources_from_options(file), out, datetime.now(UTC))
+    signature = _makers_signature(model_signature, model_signature_key)
+    package = pack_package(draft, sources_from_options(file), out, datetime.now(UTC), signature)
     Output(output).done(
         f"{out} holds {package.manifest.id}: {len(package.blobs)} blobs, {size(package.size_bytes)},"
         f" manifest SHA-256 {package.manifest_sha256}",
@@ -67,12 +75,16 @@ def add(
     folder = Workspace(workspace)
     opened = [open_package(path) for path in packages]
     added = [folder.add_package(package, days=days, now=datetime.now(UTC)) for package in opened]
-    version = folder.current_targets().signed.version
-    names = ", ".join(package.manifest.id for package in opened)
+    roles = {package.manifest.id: _role_of(folder, package) for package in opened}
+    names = ", ".join(f"{one} in {role}" for one, role in roles.items())
     what = "wait for signatures" if any(added) else "were added before: nothing changed"
     Output(output).done(
-        f"{names} in targets version {version}: {what}",
-        {"targets": version, "packages": [_package_facts(package) for package in opened], "added": added},
+        f"{names}: {what}",
+        {
+            "targets": folder.current_targets().signed.version,
+            "packages": [_package_facts(package) | {"role": roles[package.manifest.id]} for package in opened],
+            "added": added,
+        },
     )
 
 
@@ -160,7 +172,7 @@ def floor(
 ) -> None:
     """Withdraw the versions of a model below VERSION, in the next targets version, which then waits for signatures."""
     folder = Workspace(workspace)
-    if not any(path.startswith(f"models/{name}/") for path in folder.current_targets().signed.targets):
+    if not any(path.startswith(f"models/{name}/") for path in folder.every_target()):
         note(
             f"No package of this workspace is called {name}; names are those of `garrison model list`, without version."
         )
@@ -172,21 +184,39 @@ def floor(
     )
 
 
+def _makers_signature(bundle: Path | None, key: Path | None) -> MakersSignature | None:
+    if bundle is None and key is None:
+        return None
+    if bundle is None or key is None:
+        raise InvalidError(
+            "provenance.incomplete",
+            "a model signature needs a bundle and the public key that it shall verify with",
+            hint="give --model-signature and --model-signature-key together",
+        )
+    return MakersSignature(bundle.read_bytes(), key.read_text(encoding="utf-8"))
+
+
 def _refuse_unsigned(workspace: Workspace, package: Package) -> None:
     manifest = package.manifest
-    target = workspace.current_targets().signed.targets.get(target_path(manifest.name, manifest.version))
-    if target is None:
+    found = workspace.find_target(target_path(manifest.name, manifest.version))
+    if found is None:
         raise ConflictError(
             "package.not_added",
             f"{manifest.id} is in no targets metadata of this workspace",
             hint="`garrison model add`, then have it signed",
         )
-    if target_digest(target) != package.manifest_sha256:
+    if target_digest(found[1]) != package.manifest_sha256:
         raise InvalidError(
             "package.differs_from_signed",
             f"the manifest in {package.folder} is not the one that was signed for {manifest.id}",
             hint="publish the package that was added",
         )
+
+
+def _role_of(workspace: Workspace, package: Package) -> str:
+    found = workspace.find_target(target_path(package.manifest.name, package.manifest.version))
+    assert found is not None
+    return f"{found[0]} version {workspace.current_version(found[0])}"
 
 
 def _upload(client: ApiClient, blobs: list[PackedBlob]) -> None:

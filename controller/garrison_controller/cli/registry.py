@@ -2,59 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from garrison_controller.cli import bundle, delegate, keys
+from garrison_controller.cli import workspace as workspace_commands
 from garrison_controller.cli.ceremony import (
     ControllerRemote,
     DaysOption,
+    KeyOption,
     PassphraseOption,
+    PublicKeyOption,
     WorkspaceOption,
+    YesOption,
     confirm_signing,
+    open_key,
     progress_lines,
-    read_passphrase,
     show_reviews,
 )
 from garrison_controller.cli.client import ApiClient
 from garrison_controller.cli.output import Output, OutputFormat, OutputOption, note
 from garrison_controller.cli.times import moment
-from garrison_controller.signing.keys import generate_key, load_public, load_signer
+from garrison_controller.signing.keys import load_public
 from garrison_controller.signing.online import read_online_keys
 from garrison_controller.signing.review import review
 from garrison_controller.signing.sync import pull as pull_workspace
 from garrison_controller.signing.sync import push as push_workspace
 from garrison_controller.signing.workspace import RoleKeys, Workspace, first_root_sha256
+from garrison_protocol.errors import ConflictError
 
 app = typer.Typer(no_args_is_help=True, help="Sign and publish the model registry's metadata.")
-key_app = typer.Typer(no_args_is_help=True, help="Signers' keys.")
 root_app = typer.Typer(no_args_is_help=True, help="Who may sign.")
-app.add_typer(key_app, name="key")
+targets_app = typer.Typer(no_args_is_help=True, help="What boards may install.")
+app.add_typer(keys.app, name="key")
+app.add_typer(targets_app, name="targets")
+app.add_typer(workspace_commands.app, name="workspace")
+app.command("verify", epilog=workspace_commands.VERIFY_EXAMPLE)(workspace_commands.verify)
 app.add_typer(root_app, name="root")
+app.add_typer(delegate.app, name="delegate")
+app.command("export", epilog=bundle.EXPORT_EXAMPLE)(bundle.export_bundle)
+app.command("import", epilog=bundle.IMPORT_EXAMPLE)(bundle.import_bundle)
 
 KeyFiles = list[Path]
-
-
-@key_app.command("generate", epilog="Example: garrison registry key generate alice --out keys")
-def generate(
-    name: Annotated[str, typer.Argument(help="The signer's name, as every review will show it.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for NAME.key and NAME.pub.json.")],
-    passphrase_file: PassphraseOption = None,
-    output: OutputOption = OutputFormat.TABLE,
-) -> None:
-    """Make a signer's key pair: an encrypted private key that never leaves this signer, and a public key to hand in."""
-    files = generate_key(name, out, read_passphrase(passphrase_file, key=name, confirm=True))
-    Output(output).done(
-        f"{files.private_path} (private, encrypted; keep it) and {files.public_path} (public; hand it in)",
-        {
-            "name": name,
-            "keyid": files.keyid,
-            "private": str(files.private_path),
-            "public": str(files.public_path),
-        },
-    )
 
 
 @app.command(
@@ -101,18 +94,61 @@ def init(
 
 @app.command("sign", epilog="Example: garrison registry sign --workspace release --key keys/alice.key")
 def sign(
+    *,
     workspace: WorkspaceOption,
-    key: Annotated[Path, typer.Option("--key", help="Your private key, NAME.key.")],
+    key: KeyOption,
+    public_key: PublicKeyOption = None,
     passphrase_file: PassphraseOption = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Sign without asking.")] = False,
+    yes: YesOption = False,
     output: OutputOption = OutputFormat.TABLE,
 ) -> None:
     """Show exactly what waits for signatures, then sign every role that this key may sign."""
-    folder = Workspace(workspace)
-    show_reviews(review(folder, datetime.now(UTC)))
+    _sign(Workspace(workspace), (key, public_key, passphrase_file), yes, output, lambda _role: True)
+
+
+@root_app.command("sign", epilog="Example: garrison registry root sign --workspace release --key keys/alice.key")
+def sign_root(
+    *,
+    workspace: WorkspaceOption,
+    key: KeyOption,
+    public_key: PublicKeyOption = None,
+    passphrase_file: PassphraseOption = None,
+    yes: YesOption = False,
+    output: OutputOption = OutputFormat.TABLE,
+) -> None:
+    """Show the root that waits for signatures, and sign it and nothing else."""
+    _sign(Workspace(workspace), (key, public_key, passphrase_file), yes, output, lambda role: role == "root")
+
+
+@targets_app.command("sign", epilog="Example: garrison registry targets sign --workspace release --key keys/dan.key")
+def sign_targets(
+    *,
+    workspace: WorkspaceOption,
+    key: KeyOption,
+    public_key: PublicKeyOption = None,
+    passphrase_file: PassphraseOption = None,
+    yes: YesOption = False,
+    output: OutputOption = OutputFormat.TABLE,
+) -> None:
+    """Show the models, fleet.json, and delegations that wait for signatures, and sign them but no root."""
+    _sign(Workspace(workspace), (key, public_key, passphrase_file), yes, output, lambda role: role != "root")
+
+
+def _sign(
+    folder: Workspace,
+    key: tuple[str, Path | None, Path | None],
+    yes: bool,
+    output: OutputFormat,
+    wanted: Callable[[str], bool],
+) -> None:
+    shown = [one for one in review(folder, datetime.now(UTC)) if wanted(one.role)]
+    if not shown:
+        raise ConflictError("signing.nothing_pending", "nothing of this kind waits for a signature")
+    show_reviews(shown)
     confirm_signing(yes)
-    outcomes = folder.sign(load_signer(key, read_passphrase(passphrase_file, key=key.name)))
-    after = review(folder, datetime.now(UTC))
+    roles = {one.role for one in shown}
+    outcomes = folder.sign(open_key(*key), roles)
+    after = [one for one in review(folder, datetime.now(UTC)) if one.role in roles]
     printer = Output(output)
     if printer.json:
         printer.document(
@@ -149,7 +185,7 @@ def status(
     folder = Workspace(workspace)
     root, targets = folder.published_root(), folder.published_targets()
     folder.current_root()
-    waiting = folder.pending_root() is not None or folder.pending_targets() is not None
+    waiting = folder.pending_root() is not None or folder.pending_targets() is not None or folder.pending_families()
     reviews = review(folder, datetime.now(UTC)) if waiting else []
     document = {
         "first_root_sha256": first_root_sha256(folder),
@@ -248,8 +284,9 @@ def show_publication(printer: Output, answer: dict[str, object]) -> None:
 
 
 def _show_controller(printer: Output, document: dict[str, object]) -> None:
-    roles = document["roles"]
+    roles, of_families = document["roles"], document["families"]
     assert isinstance(roles, dict)
+    assert isinstance(of_families, dict)
     rows = [
         {
             "role": role,
@@ -257,7 +294,7 @@ def _show_controller(printer: Output, document: dict[str, object]) -> None:
             "expires": moment(facts["expires"]),
             "of": f"{facts['threshold']} of {facts['keys']}",
         }
-        for role, facts in roles.items()
+        for role, facts in (roles | of_families).items()
     ]
     printer.table(
         {"role": "ROLE", "version": "VERSION", "expires": "EXPIRES (UTC)", "of": "SIGNERS NEEDED"},

@@ -16,15 +16,16 @@ import uvicorn
 
 from garrison_controller.api.app import create_app
 from garrison_controller.cli.client import ApiClient, Login
-from garrison_controller.cli.output import Output, OutputFormat, OutputOption
-from garrison_controller.config import load_config
+from garrison_controller.cli.output import Output, OutputFormat, OutputOption, note
+from garrison_controller.config import ControllerConfig, load_config
 from garrison_controller.db.base import Database
 from garrison_controller.db.migrations import upgrade
-from garrison_controller.devices import broker, pki
+from garrison_controller.devices import pki, rotation
+from garrison_controller.devices.keyring import find_passphrase, read_passphrase
 from garrison_controller.jobs import certificates
 from garrison_controller.systemd import notify
 from garrison_controller.wiring import Controller
-from garrison_protocol.errors import UnavailableError
+from garrison_protocol.errors import InvalidError, NotFoundError, UnavailableError
 
 app = typer.Typer(help="The controller itself: create, run, look at it.", no_args_is_help=True)
 
@@ -34,17 +35,75 @@ KEEP_ALIVE_S = 30
 BACKLOG = 1024
 
 
-@app.command("init", epilog="Example: garrison serve init --config controller.toml")
-def init(config: ConfigOption = None, output: OutputOption = OutputFormat.TABLE) -> None:
+@app.command("init", epilog="Example: garrison serve init --config controller.toml --passphrase-file passphrase")
+def init(
+    config: ConfigOption = None,
+    passphrase_file: Annotated[
+        Path | None,
+        typer.Option(help="File whose first line encrypts the private keys; else what the configuration names."),
+    ] = None,
+    unencrypted_keys: Annotated[
+        bool, typer.Option("--unencrypted-keys", help="Write the private keys as they are, readable by their owner.")
+    ] = False,
+    output: OutputOption = OutputFormat.TABLE,
+) -> None:
     """Create keys, authorities and the database; write online.json for the signing ceremony."""
     settings = load_config(config)
-    online = pki.initialise(settings, datetime.now(UTC))
+    passphrase = _choose_passphrase(settings, passphrase_file, unencrypted=unencrypted_keys)
+    online = pki.initialise(settings, datetime.now(UTC), passphrase)
     upgrade(settings.database_url)
+    if passphrase is not None and find_passphrase(settings) is None:
+        note('Name the passphrase in the configuration: [keys] passphrase_file = "FILE"')
     Output(output).done(
         f"Created {settings.state_dir}. Next: garrison access bootstrap NAME; "
         f"then `garrison registry init --online {online}`.",
-        {"state_dir": str(settings.state_dir), "online": str(online)},
+        {"state_dir": str(settings.state_dir), "online": str(online), "encrypted": passphrase is not None},
     )
+
+
+@app.command("encrypt-keys", epilog="Example: garrison serve encrypt-keys --config controller.toml")
+def encrypt_keys(
+    config: ConfigOption = None,
+    passphrase_file: Annotated[
+        Path | None, typer.Option(help="The new passphrase; else what the configuration names.")
+    ] = None,
+    current_passphrase_file: Annotated[
+        Path | None, typer.Option(help="What opens the keys now, if they are encrypted with another one.")
+    ] = None,
+    output: OutputOption = OutputFormat.TABLE,
+) -> None:
+    """Encrypt the private keys of a controller, or change their passphrase; then restart it. Cut off, run it again."""
+    settings = load_config(config)
+    passphrase = _choose_passphrase(settings, passphrase_file, unencrypted=False)
+    assert passphrase is not None
+    current = None if current_passphrase_file is None else read_passphrase(current_passphrase_file)
+    changed = rotation.encrypt(settings, current, passphrase)
+    Output(output).done(
+        f"{len(changed)} private keys are encrypted now. Copies on this disk and in backups are not: "
+        "rotate the keys if somebody may have them. Restart the controller.",
+        {"changed": [str(path) for path in changed]},
+    )
+
+
+@app.command("rotate-key", epilog="Example: garrison serve rotate-key director --config controller.toml")
+def rotate_key(
+    purpose: Annotated[str, typer.Argument(help="snapshot, timestamp, director, receipt, or log.")],
+    config: ConfigOption = None,
+    discard: Annotated[bool, typer.Option("--discard", help="Delete the new key that waits instead.")] = False,
+    output: OutputOption = OutputFormat.TABLE,
+) -> None:
+    """Make a new online key and name it in online.json; it is used once release signers have published it."""
+    settings = load_config(config)
+    if discard:
+        public = rotation.discard(settings, purpose)
+        what = f"The new {purpose} key is deleted; online.json names the present one again."
+    else:
+        public = rotation.stage(settings, purpose)
+        what = (
+            f"A new {purpose} key waits, {public}. Next: `garrison registry key rotate {purpose} --online"
+            f" {pki.online_path(settings)}`, sign, push; the controller switches by itself then."
+        )
+    Output(output).done(what, {"purpose": purpose, "public": public, "online": str(pki.online_path(settings))})
 
 
 @app.command("run", epilog="Example: garrison serve run --config controller.toml")
@@ -104,17 +163,22 @@ def renew(config: ConfigOption = None, output: OutputOption = OutputFormat.TABLE
     )
 
 
-@app.command("broker-config", epilog="Example: garrison serve broker-config --config controller.toml --out broker")
-def broker_config(
-    out: Annotated[Path, typer.Option(help="Folder to write mosquitto.conf and acl into.")],
-    config: ConfigOption = None,
-    output: OutputOption = OutputFormat.TABLE,
-) -> None:
-    """Write Mosquitto's configuration: TLS, client certificates, and each board's own topics."""
-    settings = load_config(config)
-    pki.check_initialised(settings)
-    written = broker.write_broker_config(settings, out)
-    Output(output).done(f"Start the broker with: mosquitto -c {written[0]}", {"files": [str(path) for path in written]})
+def _choose_passphrase(settings: ControllerConfig, given: Path | None, *, unencrypted: bool) -> bytes | None:
+    """Return what encrypts the private keys; None where the operator said that nothing shall."""
+    passphrase = find_passphrase(settings) if given is None else read_passphrase(given)
+    if unencrypted and passphrase is not None:  # also a configured one: `run` would refuse plain keys beside it
+        raise InvalidError(
+            "key.passphrase_unwanted",
+            "there is a passphrase, and --unencrypted-keys says that there shall be none",
+            hint="leave one of them out",
+        )
+    if passphrase is None and not unencrypted:
+        raise NotFoundError(
+            "key.passphrase_missing",
+            "nothing says what encrypts the private keys",
+            hint="name a file with --passphrase-file, or accept plain files with --unencrypted-keys",
+        )
+    return passphrase
 
 
 class _Server(uvicorn.Server):

@@ -1,7 +1,8 @@
 """The controller's keys and certificates on disk: created once, by ``garrison serve init``.
 
-``keys/`` holds the online Ed25519 keys (PKCS#8, 0600), ``pki/`` the two authorities and what they signed for the
-controller itself; ``online.json`` is what the signing ceremony needs of both.
+``keys/`` holds the online Ed25519 keys, ``pki/`` the two authorities and what they signed for the controller itself;
+``online.json`` is what the signing ceremony needs of both. Private keys are PKCS#8, 0600, and encrypted where there is
+a passphrase; but for those of the two TLS certificates, which the broker and its clients must be able to read.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -17,10 +17,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from garrison_controller.config import ControllerConfig
 from garrison_controller.devices.ca import SERVER_DAYS, Authority, private_pem
+from garrison_controller.devices.keyring import ONLINE_KEYS, Keyring, key_store, open_keyring
 from garrison_protocol.errors import ConflictError, NotFoundError
 from garrison_protocol.keys import SigningKey, write_private_file
 
-ONLINE_KEYS = ("snapshot", "timestamp", "director", "receipt", "log")
 DEVICE_CA = "device-ca"
 SERVER_CA = "server-ca"
 SERVER = "server"
@@ -28,27 +28,15 @@ CLIENT = "controller"
 REVOCATION_LIST = "device-ca.crl"
 
 
-@dataclass(frozen=True)
-class OnlineKeys:
-    """The controller's private keys that sign envelopes; the registry loads its own two from ``folder``."""
-
-    folder: Path
-    director: SigningKey
-    receipt: SigningKey
-    log: SigningKey
-
-    def path(self, purpose: str) -> Path:
-        """Return the PKCS#8 file of one of ``ONLINE_KEYS``."""
-        return self.folder / f"{purpose}.key"
-
-
-def initialise(config: ControllerConfig, now: datetime) -> Path:
+def initialise(config: ControllerConfig, now: datetime, passphrase: bytes | None = None) -> Path:
     """Create every key and certificate under ``state_dir`` and return the path of ``online.json``.
+
+    Private keys are encrypted if there is a ``passphrase``.
 
     Raises:
         ConflictError: ``controller.initialised``; keys are never replaced.
     """
-    online = config.state_dir / "online.json"
+    online = online_path(config)
     if config.keys_dir.exists() or config.pki_dir.exists():
         raise ConflictError(
             "controller.initialised",
@@ -60,10 +48,10 @@ def initialise(config: ControllerConfig, now: datetime) -> Path:
     public = {}
     for purpose in ONLINE_KEYS:
         key = SigningKey.generate()
-        key.save(config.keys_dir / f"{purpose}.key")
+        key.save(config.keys_dir / f"{purpose}.key", passphrase)
         public[purpose] = key.public_hex
-    device_ca = _create_authority(config.pki_dir, DEVICE_CA, "Garrison device CA", now)
-    server_ca = _create_authority(config.pki_dir, SERVER_CA, "Garrison server CA", now)
+    device_ca = _create_authority(config.pki_dir, DEVICE_CA, "Garrison device CA", now, passphrase)
+    server_ca = _create_authority(config.pki_dir, SERVER_CA, "Garrison server CA", now, passphrase)
     issue_own(config, device_ca, server_ca, now)
     write_revocation_list(config.pki_dir, device_ca, (), now)
     document = {**public, "device_ca": device_ca.pem, "server_ca": server_ca.pem}
@@ -85,29 +73,22 @@ def issue_own(config: ControllerConfig, device_ca: Authority, server_ca: Authori
     _replace_pair(config.pki_dir, CLIENT, key, client.pem)
 
 
-def load_online_keys(config: ControllerConfig) -> OnlineKeys:
+def load_online_keys(config: ControllerConfig) -> Keyring:
     """Return the controller's signing keys.
 
     Raises:
-        NotFoundError: ``controller.not_initialised``.
-        RefusedError: ``key.readable_by_others``.
+        NotFoundError: ``controller.not_initialised``, ``key.missing``, ``key.passphrase_missing``.
+        RefusedError: ``key.readable_by_others``, ``key.wrong_passphrase``, ``key.not_encrypted``.
+        InvalidError: ``key.passphrase_short``.
     """
     check_initialised(config)
-    director, receipt, log = (
-        SigningKey.load(config.keys_dir / f"{purpose}.key") for purpose in ("director", "receipt", "log")
-    )
-    return OnlineKeys(config.keys_dir, director, receipt, log)
+    return open_keyring(config)
 
 
 def load_authority(config: ControllerConfig, name: str) -> Authority:
-    """Return ``DEVICE_CA`` or ``SERVER_CA``.
-
-    Raises:
-        NotFoundError: ``controller.not_initialised``.
-        RefusedError: ``key.readable_by_others``.
-    """
+    """Return ``DEVICE_CA`` or ``SERVER_CA``; errors as ``load_online_keys``."""
     check_initialised(config)
-    return Authority.load(config.pki_dir / f"{name}.key", config.pki_dir / f"{name}.pem")
+    return Authority.of(key_store(config, config.pki_dir).load(name), config.pki_dir / f"{name}.pem")
 
 
 def check_initialised(config: ControllerConfig) -> None:
@@ -116,12 +97,17 @@ def check_initialised(config: ControllerConfig) -> None:
     Raises:
         NotFoundError: ``controller.not_initialised``.
     """
-    if not (config.state_dir / "online.json").is_file():
+    if not online_path(config).is_file():
         raise NotFoundError(
             "controller.not_initialised",
             f"{config.state_dir} holds no controller",
             hint="create one with `garrison serve init --config FILE`",
         )
+
+
+def online_path(config: ControllerConfig) -> Path:
+    """Return where the public halves of the controller's keys are kept for the ceremony."""
+    return config.state_dir / "online.json"
 
 
 def write_revocation_list(
@@ -132,11 +118,12 @@ def write_revocation_list(
 
 
 def replace_file(path: Path, data: bytes, mode: int) -> None:
-    """Put ``data`` in place of ``path`` atomically and durably."""
+    """Put ``data`` in place of ``path`` atomically and durably; what root writes belongs to the folder's owner."""
     fresh = path.with_name(f".{path.name}.new")
     fresh.unlink(missing_ok=True)
     write_private_file(fresh, data)
     fresh.chmod(mode)
+    give_to_owner(fresh)
     fresh.replace(path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
@@ -145,9 +132,16 @@ def replace_file(path: Path, data: bytes, mode: int) -> None:
         os.close(folder)
 
 
-def _create_authority(folder: Path, file_name: str, title: str, now: datetime) -> Authority:
+def give_to_owner(path: Path) -> None:
+    """Let a file that root wrote belong to whom its folder belongs: the controller must be able to read its keys."""
+    if os.geteuid() == 0:
+        owner = path.parent.stat()
+        os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
+
+
+def _create_authority(folder: Path, file_name: str, title: str, now: datetime, passphrase: bytes | None) -> Authority:
     authority = Authority.create(title, now)
-    write_private_file(folder / f"{file_name}.key", authority.key_pem())
+    write_private_file(folder / f"{file_name}.key", authority.key_pem(passphrase))
     replace_file(folder / f"{file_name}.pem", authority.pem.encode(), 0o644)
     return authority
 

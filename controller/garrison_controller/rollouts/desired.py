@@ -79,6 +79,26 @@ def issue(session: Session, devices: Iterable[str], director: SigningKey, now: d
         row.published_at = None
 
 
+def resign(session: Session, director: SigningKey, *, after: str, limit: int) -> list[str]:
+    """Sign again, with the same body and counter, what another key than ``director`` has signed.
+
+    Looks at ``limit`` boards in order of their names after ``after`` and returns them. To a board this is a repetition
+    of what it has, so nothing changes there; but one that knows only the new key can believe it.
+    """
+    statement = (
+        select(DesiredState)
+        .where(DesiredState.counter > 0, DesiredState.device_id > after)
+        .order_by(DesiredState.device_id)
+        .limit(limit)
+        .with_for_update()
+    )
+    rows = session.scalars(statement).all()
+    for row in rows:
+        if director.key_id not in envelope.signers(row.envelope):
+            row.envelope, row.published_at = envelope.seal(KIND, row.body, director), None
+    return [row.device_id for row in rows]
+
+
 def raise_floor(session: Session, device: str, counter: int) -> None:
     """Keep every later desired state of ``device`` above ``counter``. Nothing is signed or published by this."""
     row = _locked(session, device)

@@ -1,4 +1,4 @@
-"""Release signers' keys: encrypted PKCS#8 Ed25519 files, used as python-tuf signers.
+"""Release signers' keys: encrypted PKCS#8 Ed25519 files, used as python-tuf signers. Other keys: ``key_uris``.
 
 TUF key ids stay securesystemslib's (they differ from ``garrison_protocol.keys.key_id``). The signer's name travels in
 the key object as ``x-garrison-signer``, so that every review can say who signs.
@@ -13,6 +13,8 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from securesystemslib.signer import CryptoSigner, Key, SSlibKey
 
 from garrison_protocol.errors import ConflictError, InvalidError, NotFoundError, RefusedError
@@ -22,6 +24,9 @@ from garrison_protocol.keys import refuse_if_readable_by_others, write_private_f
 SIGNER_FIELD = "x-garrison-signer"
 MIN_PASSPHRASE = 8
 MAX_KEY_FILE_BYTES = 16 * 1024
+ED25519 = ("ed25519", "ed25519")
+KINDS = (ED25519, ("ecdsa", "ecdsa-sha2-nistp256"), ("ecdsa", "ecdsa-sha2-nistp384"))
+"""Key types and schemes of signers; the second and third are what PKCS#11 tokens hold."""
 
 
 @dataclass(frozen=True)
@@ -41,19 +46,13 @@ def generate_key(name: str, folder: Path, passphrase: str) -> KeyFiles:
         InvalidError: ``signing.name_invalid``, ``signing.passphrase_short``.
         ConflictError: ``signing.key_exists``; a key is never overwritten.
     """
-    if re.fullmatch(NAME_PATTERN, name) is None:
-        raise InvalidError("signing.name_invalid", f"{name!r} cannot name a key", hint="use a-z, 0-9, '.', '_', '-'")
     if len(passphrase) < MIN_PASSPHRASE:
         raise InvalidError(
             "signing.passphrase_short",
             f"the passphrase of {name} has fewer than {MIN_PASSPHRASE} characters",
             hint="use a long one: whoever has file and passphrase signs in your name",
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    private_path, public_path = folder / f"{name}.key", folder / f"{name}.pub.json"
-    for path in (private_path, public_path):
-        if path.exists():
-            raise ConflictError("signing.key_exists", f"{path} exists already", hint="choose another name or folder")
+    private_path, public_path = new_key_paths(name, folder)
     private = Ed25519PrivateKey.generate()
     pem = private.private_bytes(
         serialization.Encoding.PEM,
@@ -62,9 +61,31 @@ def generate_key(name: str, folder: Path, passphrase: str) -> KeyFiles:
     )
     key = SSlibKey.from_crypto(private.public_key())
     write_private_file(private_path, pem)
-    document = {"name": name, "keyid": key.keyid, "key": key.to_dict()}
-    public_path.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_public(public_path, name, key)
     return KeyFiles(name, key.keyid, private_path, public_path)
+
+
+def new_key_paths(name: str, folder: Path) -> tuple[Path, Path]:
+    """Return where ``name``'s private and public key go in ``folder``, which is made if need be.
+
+    Raises:
+        InvalidError: ``signing.name_invalid``.
+        ConflictError: ``signing.key_exists``.
+    """
+    if re.fullmatch(NAME_PATTERN, name) is None:
+        raise InvalidError("signing.name_invalid", f"{name!r} cannot name a key", hint="use a-z, 0-9, '.', '_', '-'")
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = folder / f"{name}.key", folder / f"{name}.pub.json"
+    for path in paths:
+        if path.exists():
+            raise ConflictError("signing.key_exists", f"{path} exists already", hint="choose another name or folder")
+    return paths
+
+
+def write_public(path: Path, name: str, key: SSlibKey) -> None:
+    """Write what a signer hands in."""
+    document = {"name": name, "keyid": key.keyid, "key": key.to_dict()}
+    path.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def load_signer(path: Path, passphrase: str) -> CryptoSigner:
@@ -113,9 +134,15 @@ def load_public(path: Path) -> SSlibKey:
     try:
         document = json.loads(path.read_bytes()[:MAX_KEY_FILE_BYTES])
         name, stated = document["name"], document["key"]
-        if re.fullmatch(NAME_PATTERN, name) is None or (stated["keytype"], stated["scheme"]) != ("ed25519", "ed25519"):
-            raise ValueError("no named ed25519 key")
-        return public_key(stated["keyval"]["public"], name)
+        kind, public = (stated["keytype"], stated["scheme"]), stated["keyval"]["public"]
+        if re.fullmatch(NAME_PATTERN, name) is None or kind not in KINDS:
+            raise ValueError("no named key of a kind that boards verify")
+        if kind == ED25519:
+            return public_key(public, name)
+        key = named_key(load_pem_public_key(public.encode()), name)
+        if (key.keytype, key.scheme) != kind:
+            raise ValueError("the scheme does not fit the curve")
+        return key
     except (ValueError, KeyError, TypeError) as error:
         raise InvalidError(
             "signing.key_malformed",
@@ -130,7 +157,18 @@ def public_key(public_hex: str, signer: str) -> SSlibKey:
     Raises:
         ValueError: ``public_hex`` is no 32-byte key.
     """
-    key = SSlibKey.from_crypto(Ed25519PublicKey.from_public_bytes(bytes.fromhex(public_hex)))
+    return named_key(Ed25519PublicKey.from_public_bytes(bytes.fromhex(public_hex)), signer)
+
+
+def named_key(public: PublicKeyTypes, signer: str) -> SSlibKey:
+    """Return the TUF key for ``public``, held by ``signer``.
+
+    Raises:
+        ValueError: Keys of this kind have no TUF scheme, or none that boards verify.
+    """
+    key = SSlibKey.from_crypto(public)
+    if (key.keytype, key.scheme) not in KINDS:
+        raise ValueError(f"boards verify no {key.scheme} signatures")
     key.unrecognized_fields[SIGNER_FIELD] = signer
     return key
 

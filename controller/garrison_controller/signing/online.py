@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tuf.api.metadata import Root
 
 from garrison_controller.signing.keys import public_key
-from garrison_protocol.errors import InvalidError, NotFoundError
+from garrison_protocol.errors import ConflictError, InvalidError, NotFoundError
 from garrison_protocol.fleet import Fleet, FleetKey
 from garrison_protocol.states import KeyPurpose
 
@@ -60,6 +60,31 @@ def delegate_online(root: Root, online: OnlineKeys) -> None:
             raise InvalidError("signing.online_malformed", f"online.json: {role} is no Ed25519 key") from error
 
 
+def replace_online_key(root: Root, role: str, public_hex: str) -> None:
+    """Let ``public_hex``, and no other key, sign ``role`` (snapshot or timestamp) of ``root``.
+
+    Raises:
+        InvalidError: ``signing.online_malformed``.
+    """
+    try:
+        key = public_key(public_hex, f"controller-{role}")
+    except ValueError as error:
+        raise InvalidError("signing.online_malformed", f"{public_hex[:80]!r} is no Ed25519 key") from error
+    for keyid in list(root.roles[role].keyids):
+        root.revoke_key(keyid, role)
+    root.add_key(key, role)
+
+
+def refuse_known_key(root: Root, role: str, public_hex: str) -> None:
+    """Refuse to rotate ``role`` to the key that ``root`` names already.
+
+    Raises:
+        ConflictError: ``signing.online_key_known``.
+    """
+    if any(root.keys[keyid].keyval.get("public") == public_hex for keyid in root.roles[role].keyids):
+        raise _known(f"the root names this {role} key already")
+
+
 def fleet_document(name: str, online: OnlineKeys, start: datetime, end: datetime) -> bytes:
     """Return ``fleet.json`` with the controller's keys, valid from ``start`` to ``end``, and no floors.
 
@@ -81,6 +106,39 @@ def fleet_document(name: str, online: OnlineKeys, start: datetime, end: datetime
     return fleet_bytes(fleet)
 
 
+def replace_fleet_key(
+    fleet: Fleet, purpose: KeyPurpose, public_hex: str, *, start: datetime, end: datetime, overlap_end: datetime | None
+) -> Fleet:
+    """Return ``fleet`` with ``public_hex`` as its key for ``purpose``, valid from ``start`` to ``end``.
+
+    Keys for ``purpose`` that are there go, or end at ``overlap_end`` where they would have been valid longer.
+
+    Raises:
+        ConflictError: ``signing.online_key_known``.
+        InvalidError: ``signing.online_malformed``.
+    """
+    if any(key.purpose is purpose and key.public == public_hex for key in fleet.keys):
+        raise _known(f"fleet.json has this {purpose.value} key already")
+    kept = [key for key in fleet.keys if key.purpose is not purpose]
+    if overlap_end is not None:
+        old = [key for key in fleet.keys if key.purpose is purpose and key.not_before < overlap_end]
+        old = [key for key in old if key.not_after > start]
+        kept += [key.model_copy(update={"not_after": min(key.not_after, overlap_end)}) for key in old]
+    try:
+        new = FleetKey(purpose=purpose, public=public_hex, not_before=start, not_after=end)
+    except ValidationError as error:
+        raise InvalidError("signing.online_malformed", f"online.json: {purpose.value} is no Ed25519 key") from error
+    return fleet.model_copy(update={"keys": (*kept, new)})
+
+
 def fleet_bytes(fleet: Fleet) -> bytes:
     """Return ``fleet`` as signers read it: indented, keys sorted."""
     return json.dumps(fleet.model_dump(mode="json"), indent=2, sort_keys=True).encode() + b"\n"
+
+
+def _known(what: str) -> ConflictError:
+    return ConflictError(
+        "signing.online_key_known",
+        what,
+        hint="`garrison serve rotate-key` makes a new one and names it in online.json; take that file",
+    )

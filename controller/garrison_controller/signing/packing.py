@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from garrison_controller.signing.provenance import check_signature, sign_off
 from garrison_protocol.canonical import sha256_hex
 from garrison_protocol.errors import ConflictError, InvalidError, NotFoundError, RefusedError
 from garrison_protocol.manifest import (
@@ -25,6 +26,9 @@ from garrison_protocol.manifest import (
     parse_manifest,
     unpack_chunks,
 )
+
+MAX_CHUNK_SIZE = 64 * 1024 * 1024
+"""As in ``ModelFile``; checked before a chunk of that size is read."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +61,25 @@ class Package:
         return sum(blob.size for blob in self.blobs)
 
 
-def pack(draft: bytes, files: Mapping[str, Path], out: Path, now: datetime) -> Package:
+@dataclass(frozen=True)
+class MakersSignature:
+    """A model-signing bundle and the public key (PEM) that it shall verify with."""
+
+    bundle: bytes
+    public_key_pem: str
+
+
+def pack(
+    draft: bytes, files: Mapping[str, Path], out: Path, now: datetime, signature: MakersSignature | None = None
+) -> Package:
     """Write the package that ``draft`` describes to the new folder ``out`` and return it.
 
     ``files`` maps a file's path in the package to a file on disk; ``<variant>:<path>`` names it for one variant only.
     ``created_at`` becomes ``now`` where the draft has none. Files are copied, since a package must not change later.
+    ``signature`` must cover exactly these files; it is kept with them.
 
     Raises:
+        RefusedError: ``provenance.bad_signature``, ``provenance.files_differ``.
         InvalidError: ``package.draft_malformed``, ``package.file_unnamed`` (no source for a file),
             ``package.file_unused`` (a source that no variant names), ``manifest.malformed``.
         NotFoundError: ``package.file_missing``.
@@ -79,7 +95,9 @@ def pack(draft: bytes, files: Mapping[str, Path], out: Path, now: datetime) -> P
     try:
         _fill_files(document, files, blobs)
         document.setdefault("created_at", now.strftime("%Y-%m-%dT%H:%M:%SZ"))
-        data = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        if signature is not None:
+            _keep_signature(document, signature, blobs)
+        data = _to_bytes(document)
         _refuse_unknown_fields(document, parse_manifest(data).model_dump(mode="json"), "draft")
         (partial / "manifest.json").write_bytes(data)
         partial.rename(out)
@@ -93,7 +111,8 @@ def open_package(folder: Path) -> Package:
 
     Raises:
         NotFoundError: ``package.missing`` or ``package.blob_missing``.
-        RefusedError: ``package.blob_changed`` if a blob's bytes are not what its name says, ``package.chunks_wrong``.
+        RefusedError: ``package.blob_changed`` if a blob's bytes are not what its name says, ``package.chunks_wrong``,
+            ``package.blob_is_link``, and ``provenance.*`` if the model's maker did not sign these files.
         InvalidError: ``manifest.malformed``, ``manifest.too_large``, ``manifest.chunks_malformed``.
     """
     path = folder / "manifest.json"
@@ -111,6 +130,14 @@ def open_package(folder: Path) -> Package:
             if whole.sha256 not in found or chunk_list.sha256 not in found:
                 _check_file(model_file, chunk_list, whole)
                 found[chunk_list.sha256], found[whole.sha256] = chunk_list, whole
+    stated = manifest.provenance.signature
+    if stated is not None:
+        bundle = PackedBlob(
+            stated.bundle_sha256, stated.bundle_size, folder / "blobs" / stated.bundle_sha256, "model signature"
+        )
+        _refuse_missing(bundle)
+        check_signature(manifest, bundle.path.read_bytes())
+        found[bundle.sha256] = bundle
     return Package(folder, manifest, data, tuple(found.values()))
 
 
@@ -126,8 +153,7 @@ def _blobs_of(folder: Path, variant: str, file: ModelFile) -> tuple[PackedBlob, 
 def _check_file(file: ModelFile, chunk_list: PackedBlob, whole: PackedBlob) -> None:
     """Check both blobs of a file: a board that met a wrong chunk list could never finish its download."""
     for blob in (chunk_list, whole):
-        if not blob.path.is_file():
-            raise NotFoundError("package.blob_missing", f"{blob.label}: {blob.path} is missing", hint="pack again")
+        _refuse_missing(blob)
     listed = chunk_list.path.read_bytes()
     if sha256_hex(listed) != chunk_list.sha256:
         raise _changed(chunk_list)
@@ -140,6 +166,14 @@ def _check_file(file: ModelFile, chunk_list: PackedBlob, whole: PackedBlob) -> N
             f"{chunk_list.label} does not list the chunks of the file",
             hint="pack again with `garrison model pack`",
         )
+
+
+def _refuse_missing(blob: PackedBlob) -> None:
+    """Refuse what is not there, and a link: what it leads to may change between this look and the upload."""
+    if blob.path.is_symlink():
+        raise RefusedError("package.blob_is_link", f"{blob.label}: {blob.path} is a link", hint="pack again")
+    if not blob.path.is_file():
+        raise NotFoundError("package.blob_missing", f"{blob.label}: {blob.path} is missing", hint="pack again")
 
 
 def _changed(blob: PackedBlob) -> RefusedError:
@@ -167,6 +201,13 @@ def _parse_draft(draft: bytes) -> dict[str, object]:
         raise InvalidError("package.draft_malformed", f"the draft is no JSON: {error}") from error
     if not isinstance(document, dict):
         raise InvalidError("package.draft_malformed", "the draft is no JSON object")
+    provenance = document.get("provenance")
+    if isinstance(provenance, dict) and "signature" in provenance:
+        raise InvalidError(
+            "package.draft_malformed",
+            "draft.provenance.signature is not for a draft to say",
+            hint="give the maker's bundle with --model-signature; it is verified and filled in",
+        )
     return document
 
 
@@ -188,8 +229,10 @@ def _fill_files(document: dict[str, object], files: Mapping[str, Path], blobs: P
                 )
             unused.discard(name)
             chunk_size = entry.get("chunk_size", CHUNK_SIZE)
-            if not isinstance(chunk_size, int) or chunk_size < 4096:
-                raise InvalidError("package.draft_malformed", f"{path}: chunk_size is no integer of at least 4096")
+            if not isinstance(chunk_size, int) or not 4096 <= chunk_size <= MAX_CHUNK_SIZE:
+                raise InvalidError(
+                    "package.draft_malformed", f"{path}: chunk_size is no integer from 4096 to {MAX_CHUNK_SIZE}"
+                )
             entry.update(_store_file(source, chunk_size, blobs))
     if unused:
         raise InvalidError(
@@ -197,6 +240,20 @@ def _fill_files(document: dict[str, object], files: Mapping[str, Path], blobs: P
             f"no variant names the file {min(unused)}",
             hint="--file takes a path in the package, as the draft's variants name it: --file model.gguf=FILE",
         )
+
+
+def _keep_signature(document: dict[str, object], signature: MakersSignature, blobs: Path) -> None:
+    """Verify ``signature`` against the files that were just hashed; put it into the manifest and among the blobs."""
+    manifest = parse_manifest(_to_bytes(document))
+    stated = sign_off(manifest, signature.bundle, signature.public_key_pem)
+    provenance = document.setdefault("provenance", {})
+    assert isinstance(provenance, dict)  # or the manifest would not have been valid
+    provenance["signature"] = stated.model_dump(mode="json")
+    (blobs / stated.bundle_sha256).write_bytes(signature.bundle)
+
+
+def _to_bytes(document: dict[str, object]) -> bytes:
+    return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
 def _store_file(source: Path, chunk_size: int, blobs: Path) -> dict[str, str | int]:
