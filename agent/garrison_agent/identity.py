@@ -6,15 +6,16 @@ Everything lies in ``<state>/identity`` (private) and ``<state>/registry`` (the 
 
 from __future__ import annotations
 
+import contextlib
 import os
-import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from garrison_agent.registry.files import sync_folder, write_atomic
+from garrison_agent.registry.files import disk_errors, sync_folder, write_atomic
+from garrison_agent.tls import JudgeAt, PinnedContext, pinned_context
 from garrison_protocol.errors import GarrisonError, NotFoundError
 from garrison_protocol.ids import DeviceId, Sha256
 from garrison_protocol.keys import SigningKey, refuse_if_readable_by_others, write_private_file
@@ -30,7 +31,7 @@ class DeviceRecord(BaseModel):
     mqtt_host: str
     mqtt_port: int
     token_sha256: Sha256
-    """Of the one-time token, so that a repeated enrolment with it is known to be one."""
+    """Of the token, or of what stood in its place, so that a repeated enrolment with it is known to be one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,18 +52,28 @@ class Folders:
 
     @property
     def tls_key(self) -> Path:
-        """The P-256 key of the TLS certificate."""
+        """The P-256 key of an enrolment that is under way; afterwards the key lies in ``tls_pair``."""
         return self.identity / "tls.key"
 
     @property
-    def tls_cert(self) -> Path:
-        """The renewable TLS certificate."""
+    def tls_pair(self) -> Path:
+        """The renewable TLS certificate and its key: one file, so that they cannot come apart."""
         return self.identity / "tls.pem"
 
     @property
     def record(self) -> Path:
         """``device.json``."""
         return self.identity / "device.json"
+
+    @property
+    def offline_request(self) -> Path:
+        """The request of an offline enrolment; its nonce is the one of ``anchor``."""
+        return self.identity / "offline.json"
+
+    @property
+    def anchor(self) -> Path:
+        """The anchor that came with an offline enrolment; nothing of it is verified."""
+        return self.state / "registry" / "enrolment-anchor.dsse"
 
     @property
     def server_ca(self) -> Path:
@@ -81,13 +92,20 @@ class Identity:
 
     device: str
     signing_key: SigningKey
-    tls_key_path: Path
-    tls_cert_path: Path
     url: str
     mqtt_host: str
     mqtt_port: int
-    server_ca_path: Path
-    root_path: Path
+    state_dir: Path
+
+    @property
+    def folders(self) -> Folders:
+        """Where its files lie."""
+        return Folders(self.state_dir)
+
+    @property
+    def server_ca_path(self) -> Path:
+        """The pinned CA of controller and broker."""
+        return self.folders.server_ca
 
     @classmethod
     def load(cls, state_dir: Path) -> Identity:
@@ -107,56 +125,55 @@ class Identity:
                 hint="run `garrison-agent enroll` with the line that `garrison device token create` printed",
             )
         try:
-            refuse_if_readable_by_others(folders.tls_key)
+            with contextlib.suppress(FileNotFoundError):  # a renewal makes a new one
+                refuse_if_readable_by_others(folders.tls_pair)
             signing_key = SigningKey.load(folders.signing_key)
         except (OSError, ValueError) as error:
             raise _damaged(folders.identity, error) from error
         return cls(
             device=record.device,
             signing_key=signing_key,
-            tls_key_path=folders.tls_key,
-            tls_cert_path=folders.tls_cert,
             url=record.url,
             mqtt_host=record.mqtt_host,
             mqtt_port=record.mqtt_port,
-            server_ca_path=folders.server_ca,
-            root_path=folders.root,
+            state_dir=state_dir,
         )
 
-    def mqtt_context(self) -> ssl.SSLContext:
-        """Return TLS settings for the broker: the pinned server CA and this board's certificate.
+    def broker(self) -> tuple[str, int]:
+        """Return the broker's host and port, read again: a renewal may have brought others.
 
         Raises:
             GarrisonError: ``identity.damaged``.
         """
-        context = self.server_context()
+        record = load_record(self.state_dir)
+        return (self.mqtt_host, self.mqtt_port) if record is None else (record.mqtt_host, record.mqtt_port)
+
+    def mqtt_context(self, judge_at: JudgeAt) -> PinnedContext:
+        """Return TLS settings for the broker: the pinned server CA and this board's certificate, both read again.
+
+        Raises:
+            GarrisonError: ``identity.damaged``.
+            RefusedError: ``key.readable_by_others``.
+        """
+        context = self.server_context(judge_at)
+        pair = self.folders.tls_pair
         try:
-            context.load_cert_chain(self.tls_cert_path, self.tls_key_path)
+            refuse_if_readable_by_others(pair)
+            context.load_cert_chain(pair)
         except OSError as error:
-            raise _damaged(self.tls_cert_path, error) from error
+            raise _damaged(pair, error) from error
         return context
 
-    def server_context(self) -> ssl.SSLContext:
+    def server_context(self, judge_at: JudgeAt) -> PinnedContext:
         """Return TLS settings for the controller: the pinned server CA and nothing else; no client certificate.
 
         Raises:
             GarrisonError: ``identity.damaged``.
         """
         try:
-            return pinned_context(self.server_ca_path)
+            return pinned_context(self.server_ca_path, judge_at)
         except OSError as error:
             raise _damaged(self.server_ca_path, error) from error
-
-
-def pinned_context(server_ca: Path) -> ssl.SSLContext:
-    """Return TLS settings that trust the CA in ``server_ca`` and no other.
-
-    Raises:
-        OSError: The file cannot be read or holds no certificate.
-    """
-    context = ssl.create_default_context(cafile=str(server_ca))
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    return context
 
 
 def load_record(state_dir: Path) -> DeviceRecord | None:
@@ -179,26 +196,50 @@ def save_record(state_dir: Path, record: DeviceRecord) -> None:
     write_atomic(Folders(state_dir).record, record.model_dump_json(indent=2).encode() + b"\n", mode=0o600)
 
 
+def save_pair(state_dir: Path, pem: bytes) -> None:
+    """Replace the TLS certificate and its key at once, durably: whenever it is cut off, an old or a new pair is there.
+
+    Raises:
+        InsufficientError: ``disk.full``.
+        UnavailableError: ``disk.failed``.
+    """
+    write_atomic(Folders(state_dir).tls_pair, pem, mode=0o600)
+
+
+def tidy(state_dir: Path) -> None:
+    """Remove what a write or an enrolment that was cut off left behind: it holds private keys that nobody needs.
+
+    Only for an enrolled board, and only by the process that alone writes there.
+
+    Raises:
+        UnavailableError: ``disk.failed``.
+    """
+    folders = Folders(state_dir)
+    with disk_errors(folders.identity):
+        for path in (*folders.identity.glob(".*.tmp"), folders.tls_key):
+            path.unlink(missing_ok=True)
+
+
 def create_keys(state_dir: Path) -> tuple[SigningKey, bytes]:
     """Return the identity key and the TLS key (PKCS#8 PEM), made here unless an earlier, cut-off try left them.
 
     Raises:
         RefusedError: ``key.readable_by_others``.
+        GarrisonError: ``identity.damaged``.
     """
-    from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
+    from garrison_agent.adapters.certificates import new_key
 
     folders = Folders(state_dir)
     folders.identity.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not folders.signing_key.exists():
         _put(folders.signing_key, SigningKey.generate().save)
     if not folders.tls_key.exists():
-        pem = ec.generate_private_key(ec.SECP256R1()).private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        _put(folders.tls_key, lambda path: write_private_file(path, pem))
+        _put(folders.tls_key, lambda path: write_private_file(path, new_key()))
     refuse_if_readable_by_others(folders.tls_key)
-    return SigningKey.load(folders.signing_key), folders.tls_key.read_bytes()
+    try:
+        return SigningKey.load(folders.signing_key), folders.tls_key.read_bytes()
+    except ValueError as error:
+        raise _damaged(folders.signing_key, error) from error
 
 
 def _put(path: Path, write: Callable[[Path], None]) -> None:

@@ -1,4 +1,4 @@
-"""The configuration that ``serve broker-config`` writes, in a real Mosquitto, with certificates of the real CA."""
+"""Mosquitto with exactly what ``garrison broker config mosquitto`` writes, and certificates of the real CA."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from demo.fleet import find_mosquitto
 from demo.processes import free_port
+from garrison_controller.cli.app import main
 from garrison_controller.config import ControllerConfig, MqttConfig
-from garrison_controller.devices import broker, pki
+from garrison_controller.devices import pki
 from garrison_controller.devices.ca import private_pem
 from tests.integration.controllers import DEADLINE_S, wait_until
 
@@ -39,9 +40,13 @@ class Site:
             state_dir=folder / "state", public_url="https://127.0.0.1:8443", mqtt=MqttConfig(port=self.port)
         )
         pki.initialise(self.config, datetime.now(UTC))
-        conf, _ = broker.write_broker_config(self.config, folder / "broker")
-        if os.geteuid() == 0:
-            conf.write_text(conf.read_text() + "user root\n")
+        (folder / "controller.toml").write_text(
+            f'state_dir = "state"\npublic_url = "https://127.0.0.1:8443"\n[mqtt]\nport = {self.port}\n'
+        )
+        words = ["broker", "config", "mosquitto", "--config", str(folder / "controller.toml")]
+        words += ["--user", "root"] if os.geteuid() == 0 else []
+        assert main([*words, "--out", str(folder / "broker")]) == 0
+        conf = folder / "broker" / "mosquitto.conf"
         binary, environment = find_mosquitto()
         self.log = (folder / "broker.log").open("w")
         self.process = subprocess.Popen([binary, "-c", str(conf)], env=environment, stderr=self.log)

@@ -8,90 +8,190 @@ anywhere is repeated with the same line and the same keys.
 from __future__ import annotations
 
 import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-from garrison_agent.adapters.device_http import exchange, read_whole, refusal, request
+from garrison_agent.adapters.device_http import call, parsed, read_whole, refusal, request
 from garrison_agent.identity import (
     DeviceRecord,
     Folders,
     Identity,
     create_keys,
     load_record,
-    pinned_context,
+    save_pair,
     save_record,
+    tidy,
 )
 from garrison_agent.registry.files import write_atomic
+from garrison_agent.tls import JudgeAt, pinned_context, unpinned_context
 from garrison_protocol.canonical import sha256_hex
-from garrison_protocol.errors import ConflictError, RefusedError
+from garrison_protocol.errors import ConflictError, RefusedError, UnavailableError
+from garrison_protocol.keys import SigningKey
 from garrison_protocol.messages.enrolment import (
+    EnrolmentString,
+    EnrolPending,
     EnrolRequest,
     EnrolResponse,
+    key_fingerprint,
     parse_enrolment,
     proof_bytes,
 )
 
+ENROL = "/device/v1/enroll"
 
-def enrol(state_dir: Path, text: str) -> Identity:
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """An operator has not approved this board yet; ``error`` is why the controller could not be asked this time."""
+
+    url: str
+    fingerprint: str
+    name: str
+    error: UnavailableError | None = None
+
+
+Wait = Callable[[Waiting], None]
+"""Called after each try of a board without a token: returns when to try again, raises to give up."""
+
+
+def give_up(waiting: Waiting) -> None:
+    """Do not wait.
+
+    Raises:
+        UnavailableError: ``enrolment.pending``.
+    """
+    raise UnavailableError(
+        "enrolment.pending",
+        f"an operator has to approve this board; its fingerprint is {waiting.fingerprint}",
+        hint=f"on a computer that is logged in: garrison device enroll approve {waiting.fingerprint}; then run the "
+        "same command here again (keys and fingerprint stay the same)",
+        retryable=True,
+        fingerprint=waiting.fingerprint,
+        url=waiting.url,
+    )
+
+
+def enrol(state_dir: Path, text: str, *, judge_at: JudgeAt, name: str = "", wait: Wait = give_up) -> Identity:
     """Return the board's new identity, stored below ``state_dir``; ``text`` is the enrolment string.
 
-    Repeating it with the string that enrolled this board changes nothing.
+    ``name`` is what the board would like to be called. Repeating it with the string that enrolled this board changes
+    nothing.
 
     Raises:
         InvalidError: ``enrolment.malformed``.
         ConflictError: ``enrolment.already_enrolled`` with another string.
         RefusedError: ``enrolment.wrong_server_ca``, ``enrolment.wrong_root``, ``enrolment.wrong_certificate``.
-        UnavailableError: ``controller.unreachable``.
+        UnavailableError: ``controller.unreachable``; what ``wait`` raises.
         GarrisonError: What the controller says is wrong with the token, by its own code.
     """
     line = parse_enrolment(text)
-    token_sha256 = sha256_hex(line.token.encode())
-    record = load_record(state_dir)
-    if record is not None:
-        if record.token_sha256 == token_sha256:
-            return Identity.load(state_dir)
-        raise ConflictError(
-            "enrolment.already_enrolled",
-            f"this board is enrolled already, as {record.device} at {record.url}",
-            hint=f"to give it another identity, stop the agent and move {Folders(state_dir).identity} away first",
-        )
+    mark = sha256_hex((line.token or line.encode()).encode())
+    if enrolled_by(state_dir, mark):
+        return Identity.load(state_dir)
     folders = Folders(state_dir)
-    server_ca = _fetch(line.url, _unverified(), "/device/v1/server-ca.pem")
+    server_ca = _fetch(line.url, unpinned_context(), "/device/v1/server-ca.pem")
     if sha256_hex(server_ca) != line.server_ca_sha256:
-        raise _wrong("enrolment.wrong_server_ca", f"the server CA at {line.url} is not the one in the string")
+        raise wrong("enrolment.wrong_server_ca", f"the server CA at {line.url} is not the one in the string")
     write_atomic(folders.server_ca, server_ca)
-    trusted = pinned_context(folders.server_ca)
+    trusted = pinned_context(folders.server_ca, judge_at)
     root = _fetch(line.url, trusted, "/device/v1/metadata/1.root.json")
     if sha256_hex(root) != line.root_sha256:
-        raise _wrong("enrolment.wrong_root", f"the TUF root at {line.url} is not the one in the string")
+        raise wrong("enrolment.wrong_root", f"the TUF root at {line.url} is not the one in the string")
     write_atomic(folders.root, root)
 
     signing_key, tls_key_pem = create_keys(state_dir)
-    csr_pem = _request_pem(tls_key_pem)
-    answer = exchange(
-        line.url,
-        trusted,
-        "/device/v1/enroll",
-        EnrolResponse,
-        EnrolRequest(
-            token=line.token,
-            csr_pem=csr_pem,
-            identity=signing_key.public_hex,
-            proof=signing_key.sign(proof_bytes(line.token, csr_pem)).hex(),
-        ),
-    )
-    _check_certificate(answer, tls_key_pem)
-    write_atomic(folders.tls_cert, answer.certificate_pem.encode(), mode=0o600)
-    save_record(
+    answer = _admission(line, trusted, _request(line.token, name, signing_key, tls_key_pem), wait)
+    store(
         state_dir,
         DeviceRecord(
             device=answer.device,
             url=line.url,
             mqtt_host=answer.mqtt_host,
             mqtt_port=answer.mqtt_port,
-            token_sha256=token_sha256,
+            token_sha256=mark,
         ),
+        answer.certificate_pem,
+        tls_key_pem,
     )
     return Identity.load(state_dir)
+
+
+def enrolled_by(state_dir: Path, mark: str) -> bool:
+    """Tell whether just this enrolment made this board's identity; False: it has none.
+
+    Raises:
+        ConflictError: ``enrolment.already_enrolled`` by another one.
+        GarrisonError: ``identity.damaged``.
+    """
+    record = load_record(state_dir)
+    if record is None:
+        return False
+    if record.token_sha256 == mark:
+        return True
+    raise ConflictError(
+        "enrolment.already_enrolled",
+        f"this board is enrolled already, as {record.device} at {record.url}",
+        hint=f"to give it another identity, stop the agent and move {state_dir} away first",
+    )
+
+
+def store(state_dir: Path, record: DeviceRecord, certificate_pem: str, tls_key_pem: bytes) -> None:
+    """Check the certificate and make this board's identity durable; the record comes last.
+
+    Raises:
+        RefusedError: ``enrolment.wrong_certificate``.
+    """
+    from garrison_agent.adapters.certificates import checked_pair
+
+    try:
+        pair = checked_pair(certificate_pem, tls_key_pem, record.device)
+    except ValueError as error:
+        raise wrong("enrolment.wrong_certificate", f"the controller's certificate cannot be used: {error}") from error
+    save_pair(state_dir, pair)
+    save_record(state_dir, record)
+    tidy(state_dir)
+
+
+def wrong(code: str, message: str) -> RefusedError:
+    """Return what a board says that does not trust who answers."""
+    return RefusedError(
+        code,
+        message,
+        hint="do not go on: check the address, make a new string with `garrison device token create`, and find out "
+        "who answered",
+    )
+
+
+def _request(token: str, name: str, signing_key: SigningKey, tls_key_pem: bytes) -> EnrolRequest:
+    from garrison_agent.adapters.certificates import request_pem
+
+    csr_pem = request_pem(tls_key_pem)
+    return EnrolRequest(
+        token=token,
+        name=name,
+        csr_pem=csr_pem,
+        identity=signing_key.public_hex,
+        proof=signing_key.sign(proof_bytes(token, csr_pem)).hex(),
+    )
+
+
+def _admission(line: EnrolmentString, trusted: ssl.SSLContext, asked: EnrolRequest, wait: Wait) -> EnrolResponse:
+    """Ask until the controller admits the board; only one without a token may have to wait."""
+    where, fingerprint, asked_before = line.url + ENROL, key_fingerprint(asked.identity), False
+    while True:
+        try:
+            status, text = call(line.url, trusted, ENROL, asked)
+        except UnavailableError as error:
+            if not asked_before:
+                raise
+            wait(Waiting(line.url, fingerprint, asked.name, error))
+            continue
+        if status != 202 or line.token:
+            return parsed(EnrolResponse, text, where)
+        pending = parsed(EnrolPending, text, where)
+        asked_before = True
+        wait(Waiting(line.url, fingerprint, pending.name or asked.name))
 
 
 def _fetch(url: str, context: ssl.SSLContext, path: str) -> bytes:
@@ -100,50 +200,3 @@ def _fetch(url: str, context: ssl.SSLContext, path: str) -> bytes:
         if response.status != 200:
             raise refusal(response.status, data, path)
         return data
-
-
-def _unverified() -> ssl.SSLContext:
-    """Return TLS settings for the one request whose answer is checked by its digest instead."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    return context
-
-
-def _request_pem(tls_key_pem: bytes) -> str:
-    """Return a CSR; the controller takes the key from it and decides name and extensions itself."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.x509.oid import NameOID
-
-    key = serialization.load_pem_private_key(tls_key_pem, password=None)
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise RefusedError("key.wrong_type", "the TLS key is no elliptic curve key", hint="delete it and enrol again")
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "garrison-board")])
-    csr = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
-    return csr.public_bytes(serialization.Encoding.PEM).decode()
-
-
-def _check_certificate(answer: EnrolResponse, tls_key_pem: bytes) -> None:
-    from cryptography import x509
-    from cryptography.hazmat.primitives import serialization
-    from cryptography.x509.oid import NameOID
-
-    key = serialization.load_pem_private_key(tls_key_pem, password=None)
-    try:
-        certificate = x509.load_pem_x509_certificate(answer.certificate_pem.encode())
-        names = [item.value for item in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
-    except ValueError as error:
-        raise _wrong("enrolment.wrong_certificate", "the controller sent no certificate") from error
-    if certificate.public_key() != key.public_key() or names != [answer.device]:
-        raise _wrong("enrolment.wrong_certificate", "the controller's certificate is not for this board's key and id")
-
-
-def _wrong(code: str, message: str) -> RefusedError:
-    return RefusedError(
-        code,
-        message,
-        hint="do not go on: check the address, make a new string with `garrison device token create`, and find out "
-        "who answered",
-    )

@@ -37,6 +37,7 @@ class Permission(StrEnum):
     ROLLOUT_OPERATE = "rollout.operate"
     ROLLOUT_APPROVE = "rollout.approve"
     AUDIT_READ = "audit.read"
+    BUNDLE_CARRY = "bundle.carry"
     ACCESS_READ = "access.read"
     ACCESS_GRANT = "access.grant"
 
@@ -58,9 +59,9 @@ _VIEW = frozenset({Permission.DEVICE_READ, Permission.MODEL_READ, Permission.ROL
 
 PERMISSIONS: dict[Role, frozenset[Permission]] = {
     Role.VIEWER: _VIEW,
-    Role.OPERATOR: _VIEW | {Permission.ROLLOUT_OPERATE},
+    Role.OPERATOR: _VIEW | {Permission.ROLLOUT_OPERATE, Permission.BUNDLE_CARRY},
     Role.MODEL_PUBLISHER: frozenset({Permission.MODEL_READ, Permission.MODEL_PUBLISH}),
-    Role.RELEASE_MANAGER: _VIEW | {Permission.ROLLOUT_CREATE, Permission.ROLLOUT_OPERATE},
+    Role.RELEASE_MANAGER: _VIEW | {Permission.ROLLOUT_CREATE, Permission.ROLLOUT_OPERATE, Permission.BUNDLE_CARRY},
     Role.APPROVER: _VIEW | {Permission.ROLLOUT_APPROVE},
     Role.AUDITOR: _VIEW | {Permission.AUDIT_READ, Permission.ACCESS_READ},
     Role.DEVICE_ADMIN: frozenset({Permission.DEVICE_READ, Permission.DEVICE_ENROL, Permission.DEVICE_REVOKE}),
@@ -115,6 +116,20 @@ def within(group: str, allowed_scopes: Iterable[str]) -> bool:
 def allowed(grants: Iterable[GrantFacts], permission: Permission, scope_path: str, now: datetime) -> bool:
     """Tell whether ``grants`` give ``permission`` on all of ``scope_path``."""
     return within(scope_path, scopes(grants, permission, now))
+
+
+def narrowed(grants: Iterable[GrantFacts], bounds: Iterable[str]) -> tuple[GrantFacts, ...]:
+    """Return what is left of ``grants`` within ``bounds``, group paths; a wider grant shrinks to them."""
+    limits = tuple(bounds)
+    found: dict[GrantFacts, None] = {}
+    for grant in grants:
+        if within(grant.scope, limits):
+            found[grant] = None
+            continue
+        for limit in limits:
+            if within(limit, (grant.scope,)):
+                found[GrantFacts(grant.role, limit, grant.expires_at)] = None
+    return tuple(found)
 
 
 def may_grant(grants: Iterable[GrantFacts], granter: str, grantee: str, scope: str, now: datetime) -> bool:

@@ -26,11 +26,12 @@ MAX_TOKEN_LENGTH = 128
 
 @dataclass(frozen=True, slots=True)
 class Identified:
-    """Whose token it was, and what they may do."""
+    """Whose token it was, and what they may do with it: nothing beyond ``bounds``, where ``grants`` end already."""
 
     principal_id: str
     name: str
     grants: tuple[GrantFacts, ...]
+    bounds: tuple[str, ...] = (rules.FLEET,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,9 @@ def authenticate(session: Session, secret: str, now: datetime) -> Identified:
             f"the API token of {principal.name} has ended",
             hint="ask a security-admin for a new token (`garrison access token create`)",
         )
-    return Identified(principal.id, principal.name, queries.grants_of(session, principal.id))
+    bounds = tuple(token.scopes)
+    grants = rules.narrowed(queries.grants_of(session, principal.id), bounds)
+    return Identified(principal.id, principal.name, grants, bounds)
 
 
 def bootstrap(session: Session, name: str, now: datetime) -> IssuedToken:
@@ -74,10 +77,9 @@ def bootstrap(session: Session, name: str, now: datetime) -> IssuedToken:
     Raises:
         ConflictError: ``access.bootstrapped`` when a security-admin can act.
     """
-    present = session.scalar(
-        select(func.count())
-        .select_from(Grant)
-        .join(Token, Token.principal_id == Grant.principal_id)
+    able = session.scalars(
+        select(Token)
+        .join(Grant, Token.principal_id == Grant.principal_id)
         .where(
             Grant.role == Role.SECURITY_ADMIN.value,
             Grant.scope == rules.FLEET,
@@ -86,7 +88,7 @@ def bootstrap(session: Session, name: str, now: datetime) -> IssuedToken:
             Token.expires_at > now,
         )
     )
-    if present:
+    if any(rules.FLEET in token.scopes for token in able):
         raise ConflictError(
             "access.bootstrapped",
             "this controller has a security-admin already",
@@ -95,7 +97,7 @@ def bootstrap(session: Session, name: str, now: datetime) -> IssuedToken:
     principal = create_principal(session, CONSOLE, name, "person", now)
     _add_grant(session, (CONSOLE, CONSOLE), principal, GrantFacts(Role.SECURITY_ADMIN, rules.FLEET), now)
     record_event(session, now, CONSOLE, "access.bootstrap", name)
-    return issue_token(session, CONSOLE, principal, rules.TOKEN_DAYS, now)
+    return issue_token(session, CONSOLE, principal, (rules.FLEET,), days=rules.TOKEN_DAYS, now=now)
 
 
 def create_principal(
@@ -122,16 +124,16 @@ def create_principal(
     return principal
 
 
-def check_may_issue(session: Session, issuer: Identified, principal: Principal, now: datetime) -> None:
-    """Return if ``issuer`` may make or end tokens of ``principal``: its own, or those of one with no wider reach.
+def check_may_issue(session: Session, issuer: Identified, principal: Principal, now: datetime) -> tuple[str, ...]:
+    """Return how far tokens reach that ``issuer`` makes for ``principal``: itself, or one with no wider reach.
 
-    A security-admin of one plant could otherwise act as a principal of the whole fleet.
+    A security-admin of one plant could otherwise act as a principal of the whole fleet, now or once it is one.
 
     Raises:
         DeniedError: ``access.denied``.
     """
     if issuer.principal_id == principal.id:
-        return
+        return issuer.bounds
     reach = {grant.scope for grant in queries.grants_of(session, principal.id)}
     mine = rules.scopes(issuer.grants, Permission.ACCESS_GRANT, now)
     if not mine:
@@ -139,10 +141,13 @@ def check_may_issue(session: Session, issuer: Identified, principal: Principal, 
     for scope in sorted(reach):
         if not rules.within(scope, mine):
             raise _no_right(issuer, scope)
+    return mine
 
 
-def issue_token(session: Session, actor: str, principal: Principal, days: int, now: datetime) -> IssuedToken:
-    """Add a token for ``principal`` that ends after ``days``, and return its secret.
+def issue_token(
+    session: Session, actor: str, principal: Principal, bounds: tuple[str, ...], *, days: int, now: datetime
+) -> IssuedToken:
+    """Add a token for ``principal`` that ends after ``days`` and reaches nothing beyond ``bounds``; return its secret.
 
     Raises:
         InvalidError: ``access.token_lifetime``.
@@ -158,9 +163,11 @@ def issue_token(session: Session, actor: str, principal: Principal, days: int, n
         principal_id=principal.id,
         created_at=now,
         expires_at=now + timedelta(days=days),
+        scopes=list(bounds),
     )
     session.add(token)
-    record_event(session, now, actor, "access.token.create", principal.name, detail={"token": token.id, "days": days})
+    detail = {"token": token.id, "days": days, "scopes": token.scopes}
+    record_event(session, now, actor, "access.token.create", principal.name, detail=detail)
     return IssuedToken(token.id, secret, token.expires_at)
 
 
@@ -174,7 +181,10 @@ def revoke_token(session: Session, issuer: Identified, token_id: str, now: datet
     token = session.get(Token, token_id)
     if token is None:
         raise NotFoundError("access.token_not_found", f"no token {token_id[:64]}", hint="see `garrison access list`")
-    check_may_issue(session, issuer, session.get_one(Principal, token.principal_id), now)
+    bounds = check_may_issue(session, issuer, session.get_one(Principal, token.principal_id), now)
+    for grant in rules.narrowed(queries.grants_of(session, token.principal_id), token.scopes):
+        if not rules.within(grant.scope, bounds):
+            raise _no_right(issuer, grant.scope)
     if token.revoked_at is None:
         token.revoked_at = now
         record_event(session, now, issuer.name, "access.token.revoke", token_id)

@@ -23,7 +23,11 @@ class Principal(Base):
 
 
 class Token(Base):
-    """A bearer token: 256 random bits, of which only the SHA-256 is stored."""
+    """A bearer token: 256 random bits, of which only the SHA-256 is stored.
+
+    It never reaches beyond ``scopes``, whatever its principal is granted later: a security-admin of one group could
+    otherwise keep a token of somebody who is granted more elsewhere.
+    """
 
     __tablename__ = "token"
 
@@ -33,6 +37,8 @@ class Token(Base):
     created_at: Mapped[datetime]
     expires_at: Mapped[datetime]
     revoked_at: Mapped[datetime | None]
+    scopes: Mapped[list[str]]
+    """Where its issuer could hand out rights when it was made; of a token made with a token, that one's."""
 
 
 class Grant(Base):

@@ -75,6 +75,7 @@ def get_principals(controller: TheController, _caller: Reader) -> dict[str, Any]
                             "id": token.id,
                             "expires_at": token.expires_at.isoformat(),
                             "revoked_at": _text(token.revoked_at),
+                            "scopes": token.scopes,
                         }
                         for token in tokens
                         if token.principal_id == principal.id
@@ -95,18 +96,22 @@ def post_principal(controller: TheController, request: NewPrincipal, caller: Adm
 
 @router.post("/access/tokens", status_code=201)
 def post_token(controller: TheController, request: NewToken, caller: CurrentCaller) -> dict[str, Any]:
-    """Make a token: for oneself, or as security-admin for a principal with no wider reach. Its secret is shown once."""
+    """Make a token: for oneself, or as security-admin for a principal with no wider reach. Its secret is shown once.
+
+    It reaches nothing beyond what its issuer reached, even if the principal is granted more later.
+    """
     with controller.database.session() as session:
         if request.principal != caller.name:
             caller.check_anywhere(Permission.ACCESS_GRANT)
         principal = queries.get_principal(session, request.principal)
-        service.check_may_issue(session, caller.identified, principal, caller.at)
-        issued = service.issue_token(session, caller.name, principal, request.days, caller.at)
+        bounds = service.check_may_issue(session, caller.identified, principal, caller.at)
+        issued = service.issue_token(session, caller.name, principal, bounds, days=request.days, now=caller.at)
     return {
         "id": issued.id,
         "principal": request.principal,
         "token": issued.secret,
         "expires_at": issued.expires_at.isoformat(),
+        "scopes": list(bounds),
     }
 
 

@@ -8,7 +8,18 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.types import Scope
 
-from garrison_controller.api import access, audit, blobs, devices, errors, registry, rollouts, telemetry
+from garrison_controller.api import (
+    access,
+    audit,
+    blobs,
+    bundles,
+    devices,
+    enrolment,
+    errors,
+    registry,
+    rollouts,
+    telemetry,
+)
 from garrison_controller.api.devices import TheController
 from garrison_controller.api.limits import BodyLimit
 from garrison_controller.wiring import Controller
@@ -30,7 +41,7 @@ def create_app(controller: Controller) -> FastAPI:
     app.state.controller = controller
     errors.install(app)
     app.add_middleware(BodyLimit, streams=_streams)
-    for part in (devices, access, registry, blobs, rollouts, audit, telemetry):
+    for part in (devices, enrolment, access, registry, blobs, bundles, rollouts, audit, telemetry):
         app.include_router(part.router)
     app.get("/healthz", tags=["health"])(get_health)
     return app

@@ -29,11 +29,13 @@ class Caller:
     name: str
     grants: tuple[rules.GrantFacts, ...]
     at: datetime
+    bounds: tuple[str, ...] = (rules.FLEET,)
+    """Group paths that its token does not reach beyond."""
 
     @property
     def identified(self) -> service.Identified:
         """The caller as the services of ``access`` take it."""
-        return service.Identified(self.principal_id, self.name, self.grants)
+        return service.Identified(self.principal_id, self.name, self.grants, self.bounds)
 
     def scopes(self, permission: Permission) -> tuple[str, ...]:
         """Return the group paths in which the caller has ``permission``; empty for none. Filter lists by it."""
@@ -82,7 +84,7 @@ def current(
     now = datetime.now(UTC)
     with database_of(request).reading() as session:
         identified = service.authenticate(session, credentials.credentials, now)
-    caller = Caller(identified.principal_id, identified.name, identified.grants, now)
+    caller = Caller(identified.principal_id, identified.name, identified.grants, now, identified.bounds)
     request.state.caller = caller
     return caller
 

@@ -6,12 +6,15 @@ it is enrolled. Everything but ``timestamp.json`` never changes under its name, 
 
 from __future__ import annotations
 
+import re
+
 from fastapi import APIRouter, Response
 from fastapi.responses import FileResponse
 
 from garrison_controller.api.devices import DeviceSession, TheController
 from garrison_controller.registry.store import TIMESTAMP
 from garrison_protocol.errors import NotFoundError
+from garrison_protocol.ids import SHA256_PATTERN
 
 router = APIRouter(prefix="/device/v1", tags=["boards"])
 
@@ -34,10 +37,15 @@ def get_metadata(controller: TheController, name: str) -> Response:
     return Response(path.read_bytes(), media_type="application/json", headers=headers)
 
 
-@router.get("/targets/{sha256}/{path:path}", response_class=Response)
-def get_target(controller: TheController, sha256: str, path: str) -> Response:
-    """A small target (a manifest, fleet.json) by digest and path."""
-    found = controller.registry.store.target_path(sha256, path)
+@router.get("/targets/{path:path}", response_class=Response)
+def get_target(controller: TheController, path: str) -> Response:
+    """A small target (a manifest, fleet.json): ``<digest>/<path>``, or ``<folder>/<digest>.<name>`` as TUF has it."""
+    digest, _, rest = path.partition("/")
+    if re.fullmatch(SHA256_PATTERN, digest) is None:
+        folder, slash, name = path.rpartition("/")
+        digest, _, name = name.partition(".")
+        rest = f"{folder}{slash}{name}"
+    found = controller.registry.store.target_path(digest, rest)
     return Response(found.read_bytes(), media_type="application/json", headers={"Cache-Control": _FOR_EVER})
 
 

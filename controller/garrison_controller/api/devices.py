@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -10,24 +12,29 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel, Field
 
-from garrison_controller.access.events import REFUSED, record_event
 from garrison_controller.access.rules import Permission
 from garrison_controller.api.auth import Caller, require
-from garrison_controller.devices import queries, service
+from garrison_controller.devices import anchors, enrolment, queries, refusals, requests, service
+from garrison_controller.devices.enrolment import Admission, Admitted
 from garrison_controller.devices.filter import parse_filter
 from garrison_controller.devices.pki import SERVER_CA
+from garrison_controller.devices.requests import Waiting
 from garrison_controller.devices.sessions import SESSION_LIFETIME_S
-from garrison_controller.devices.tables import Device
+from garrison_controller.devices.tables import Device, RetiredIdentity
 from garrison_controller.wiring import Controller
-from garrison_protocol.errors import RefusedError, UnauthenticatedError
-from garrison_protocol.ids import is_device_id
+from garrison_protocol.errors import RefusedError, UnauthenticatedError, UnavailableError
+from garrison_protocol.ids import DEVICE_ID_PATTERN
+from garrison_protocol.messages.anchor import NONCE_PATTERN
 from garrison_protocol.messages.enrolment import (
-    EnrolmentString,
+    EnrolPending,
     EnrolRequest,
     EnrolResponse,
     NonceResponse,
+    RenewRequest,
+    RenewResponse,
     SessionRequest,
     SessionResponse,
+    key_fingerprint,
 )
 
 router = APIRouter()
@@ -44,6 +51,11 @@ def controller_of(request: Request) -> Controller:
 
 TheController = Annotated[Controller, Depends(controller_of)]
 """Annotation for endpoints: ``def endpoint(controller: TheController)``."""
+
+
+def admission_of(controller: Controller, now: datetime) -> Admission:
+    """Return with what this controller admits boards ``now``."""
+    return Admission(controller.device_ca, controller.keys.director, controller.config.devices.certificate_days, now)
 
 
 def device_session(
@@ -74,34 +86,57 @@ def get_server_ca(controller: TheController) -> Response:
     return Response(pem, media_type="application/x-pem-file")
 
 
-@router.post("/device/v1/enroll", tags=["boards"])
-def post_enroll(controller: TheController, request: EnrolRequest) -> EnrolResponse:
-    """Admit a board: a one-time token and a CSR give a certificate."""
+@router.post("/device/v1/enroll", tags=["boards"], responses={202: {"model": EnrolPending}})
+def post_enroll(controller: TheController, request: EnrolRequest, http: Request, response: Response) -> Any:
+    """Admit a board: a token and a CSR give a certificate. Without a token, 202 until an operator has decided."""
     now = datetime.now(UTC)
-    try:
-        with controller.database.session() as session:
-            admitted = service.enrol(
-                session, request, controller.device_ca, days=controller.config.devices.certificate_days, now=now
-            )
-    except RefusedError as error:
-        device = error.fields.get("device")
-        if isinstance(device, str) and is_device_id(device):
-            # Only refusals that a real token caused: strangers must not be able to fill the record.
-            with controller.database.session() as session:
-                record_event(
-                    session,
-                    now,
-                    f"device:{device}",
-                    "device.enrol",
-                    device,
-                    outcome=REFUSED,
-                    detail={"code": error.code},
-                )
-        raise
+    admission = admission_of(controller, now)
+    with _recorded(controller, "device.enrol", now), controller.database.session() as session:
+        answer: Admitted | Waiting
+        if request.token:
+            answer = enrolment.enrol(session, request, admission)
+        else:
+            address = http.client.host if http.client is not None else ""
+            answer = requests.ask(session, request, admission, address=address)
+    if isinstance(answer, Waiting):
+        response.status_code = 202
+        return EnrolPending(fingerprint=answer.fingerprint, name=answer.name)
+    if answer.replaced:
+        controller.write_revocation_list()
+        controller.bus.desired_changed()
     host, port = controller.config.board_mqtt
-    return EnrolResponse(
-        device=admitted.device, certificate_pem=admitted.certificate_pem, mqtt_host=host, mqtt_port=port
-    )
+    return EnrolResponse(device=answer.device, certificate_pem=answer.certificate_pem, mqtt_host=host, mqtt_port=port)
+
+
+@router.post("/device/v1/certificate", tags=["boards"])
+def post_certificate(controller: TheController, request: RenewRequest) -> RenewResponse:
+    """A new certificate for a board that proves its identity key; the old one may have ended, within the grace time."""
+    now = datetime.now(UTC)
+    devices = controller.config.devices
+    with _recorded(controller, "device.renew", now), controller.database.session() as session:
+        renewed = service.renew(
+            session,
+            request,
+            controller.sessions,
+            controller.device_ca,
+            days=devices.certificate_days,
+            grace_days=devices.grace_days,
+            now=now,
+        )
+    host, port = controller.config.board_mqtt
+    return RenewResponse(certificate_pem=renewed.certificate_pem, mqtt_host=host, mqtt_port=port)
+
+
+@router.get("/device/v1/anchor", tags=["boards"])
+def get_anchor(
+    controller: TheController,
+    device: Annotated[str, Query(pattern=DEVICE_ID_PATTERN)],
+    nonce: Annotated[str, Query(pattern=NONCE_PATTERN)],
+) -> Response:
+    """The signed time for a board's nonce, its newest desired counter, and the newest rows that came from it."""
+    with controller.database.reading() as session:
+        sealed = anchors.anchor(session, device, nonce, controller.keys.director, datetime.now(UTC))
+    return Response(sealed, media_type="application/json")
 
 
 @router.get("/device/v1/nonce", tags=["boards"])
@@ -118,45 +153,10 @@ def post_session(controller: TheController, request: SessionRequest) -> SessionR
     return SessionResponse(token=bearer, expires_in=SESSION_LIFETIME_S)
 
 
-class NewToken(BaseModel):
-    """A board to admit."""
-
-    name: str = Field(max_length=63)
-    group: str = Field(default="/", max_length=256)
-    labels: dict[str, str] = Field(default_factory=dict)
-    hours: int | None = Field(default=None, ge=1, le=720)
-    """How long the token lasts; by default what the controller's configuration says."""
-
-
 class Revocation(BaseModel):
     """Why a board is shut out."""
 
     reason: str = Field(default="", max_length=512)
-
-
-@router.post("/api/v1/devices/tokens", tags=["devices"], status_code=201)
-def post_token(
-    controller: TheController,
-    request: NewToken,
-    caller: Annotated[Caller, Depends(require(Permission.DEVICE_ENROL, anywhere=True))],
-) -> dict[str, Any]:
-    """Make a one-time enrolment string; it is shown only in this answer."""
-    caller.check(Permission.DEVICE_ENROL, request.group)
-    root_sha256 = controller.root_sha256()
-    hours = request.hours or controller.config.devices.token_hours
-    with controller.database.session() as session:
-        for group in queries.pending_groups(session, request.name, caller.at):
-            caller.check(Permission.DEVICE_ENROL, group)  # the new token ends the one given out there
-        token, secret = service.create_token(
-            session, caller.name, request.name, group=request.group, labels=request.labels, hours=hours, now=caller.at
-        )
-    enrolment = EnrolmentString(
-        url=controller.config.public_url,
-        token=secret,
-        root_sha256=root_sha256,
-        server_ca_sha256=controller.server_ca_sha256,
-    )
-    return {"device": token.device_id, "enrolment": enrolment.encode(), "expires_at": token.expires_at.isoformat()}
 
 
 @router.get("/api/v1/devices", tags=["devices"])
@@ -184,7 +184,7 @@ def get_device(
     with controller.database.reading() as session:
         device = queries.get(session, device_id)
         caller.check(Permission.DEVICE_READ, device.group)
-        return _detail(device)
+        return _detail(device) | {"earlier_identities": _earlier(queries.retired_identities(session, device_id))}
 
 
 @router.post("/api/v1/devices/{device_id}/revoke", tags=["devices"])
@@ -202,6 +202,18 @@ def post_revoke(
     return _summary(device)
 
 
+@contextmanager
+def _recorded(controller: Controller, action: str, now: datetime) -> Iterator[None]:
+    """Record what a board is refused within the block, after the transaction there has ended."""
+    try:
+        yield
+    except (RefusedError, UnavailableError) as error:
+        if error.code != "database.busy":
+            with controller.database.session() as session:
+                refusals.record(session, action, error, now)
+        raise
+
+
 def _summary(device: Device) -> dict[str, Any]:
     return {
         "id": device.id,
@@ -213,18 +225,27 @@ def _summary(device: Device) -> dict[str, Any]:
         "last_seen_at": _text(device.last_seen_at),
         "agent_version": device.agent_version,
         "enrolled_at": _text(device.enrolled_at),
+        "cert_serial": device.cert_serial,
         "cert_not_after": _text(device.cert_not_after),
+        "fingerprint": key_fingerprint(device.identity_public),
     }
 
 
 def _detail(device: Device) -> dict[str, Any]:
     return _summary(device) | {
         "identity_public": device.identity_public,
-        "cert_serial": device.cert_serial,
+        "identity_since": _text(device.identity_since or device.enrolled_at),
         "connection": device.connection,
         "inventory": device.inventory,
         "status": device.status,
     }
+
+
+def _earlier(retired: Sequence[RetiredIdentity]) -> list[dict[str, Any]]:
+    return [
+        {"fingerprint": key_fingerprint(one.identity_public), "since": _text(one.since), "until": _text(one.until)}
+        for one in retired
+    ]
 
 
 def _text(moment: datetime | None) -> str | None:

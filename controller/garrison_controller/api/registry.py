@@ -18,6 +18,7 @@ from garrison_controller.api.devices import TheController
 from garrison_controller.registry import queries
 from garrison_controller.registry.rules import MAX_ROOTS_PER_UPLOAD, Upload
 from garrison_controller.registry.tables import Package
+from garrison_controller.signing.families import MAX_FAMILIES
 from garrison_protocol.errors import InvalidError
 from garrison_protocol.fleet import Fleet
 from garrison_protocol.manifest import parse_manifest
@@ -32,18 +33,19 @@ _CONTENT_RANGE = re.compile(r"bytes (\d{1,15})-(\d{1,15})/(\d{1,15})")
 
 
 class MetadataUpload(BaseModel):
-    """New root versions in order, new targets metadata, and the new targets' bytes by path; all in base64."""
+    """New roots in order, new targets metadata, families' by role, and new targets' bytes by path; all in base64."""
 
     model_config = ConfigDict(extra="forbid")
 
     roots: list[str] = Field(default_factory=list, max_length=MAX_ROOTS_PER_UPLOAD)
     targets: str | None = None
+    families: dict[str, str] = Field(default_factory=dict, max_length=MAX_FAMILIES)
     files: dict[str, str] = Field(default_factory=dict)
 
 
 @router.get("/registry")
 def get_registry(controller: TheController, _caller: Reader) -> dict[str, Any]:
-    """Versions and expiries of the four roles, floors, and the digest that boards pin."""
+    """Versions and expiries of the four roles and the families, floors, and the digest that boards pin."""
     return controller.registry.status()
 
 
@@ -51,7 +53,7 @@ def get_registry(controller: TheController, _caller: Reader) -> dict[str, Any]:
 async def post_metadata(controller: TheController, caller: Publisher, request: Request) -> dict[str, Any]:
     """Publish what release signers have signed; sending the same again changes nothing."""
     # Read by hand: FastAPI would read the body, of any length, before it asks who calls.
-    upload = _parse_upload(await _body(request))
+    upload = parse_upload(await _body(request))
     publication = await run_in_threadpool(
         controller.registry.accept_metadata, upload, caller.principal_id, caller.name, caller.at
     )
@@ -153,13 +155,19 @@ async def _body(request: Request) -> bytes:
     return bytes(body)
 
 
-def _parse_upload(body: bytes) -> Upload:
+def parse_upload(body: bytes) -> Upload:
+    """Return the upload in a request's ``body``.
+
+    Raises:
+        InvalidError: ``registry.upload_malformed``.
+    """
     try:
         parsed = MetadataUpload.model_validate_json(body)
         return Upload(
             tuple(base64.b64decode(root, validate=True) for root in parsed.roots),
             None if parsed.targets is None else base64.b64decode(parsed.targets, validate=True),
             {path: base64.b64decode(data, validate=True) for path, data in parsed.files.items()},
+            {role: base64.b64decode(data, validate=True) for role, data in parsed.families.items()},
         )
     except (ValidationError, binascii.Error, ValueError) as error:
         raise InvalidError(

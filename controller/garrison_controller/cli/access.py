@@ -162,7 +162,7 @@ def list_access(output: OutputOption = OutputFormat.TABLE) -> None:
     for principal in document["principals"]:
         who = {"name": principal["name"], "kind": principal["kind"]}
         rows += [{**who, "what": f"{one['role']} of {one['scope']}", **_end(one)} for one in principal["grants"]]
-        rows += [{**who, "what": "token", **_end(one)} for one in principal["tokens"]]
+        rows += [{**who, "what": f"token for {', '.join(one['scopes'])}", **_end(one)} for one in principal["tokens"]]
         if not principal["grants"] and not principal["tokens"]:
             rows.append(who)
     columns = {"name": "PRINCIPAL", "kind": "KIND", "what": "WHAT", "until": "UNTIL (UTC)", "id": "ID"}

@@ -31,7 +31,7 @@ garrison rollout show smol-1 -o json
 garrison audit verify
 """
 
-NOUNS = ("access", "audit", "device", "model", "registry", "rollout", "serve")
+NOUNS = ("access", "audit", "broker", "device", "model", "registry", "rollout", "serve")
 
 
 class _Nouns(TyperGroup):

@@ -6,6 +6,7 @@ import os
 import ssl
 import tomllib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -197,6 +198,17 @@ class ApiClient:
                         done += len(chunk)
                         if progress is not None:
                             progress(done, total)
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+
+    @contextmanager
+    def stream(self, path: str, params: dict[str, str | int] | None = None) -> Iterator[Iterator[bytes]]:
+        """Give the body of GET ``path`` in pieces, as they come."""
+        try:
+            with self._http.stream("GET", path, params=params) as response:
+                if response.is_error:
+                    raise error_from(response.status_code, response.read())
+                yield response.iter_bytes(CHUNK_BYTES)
         except httpx.HTTPError as error:
             raise self._unreachable(error) from error
 

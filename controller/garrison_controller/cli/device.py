@@ -8,17 +8,19 @@ from urllib.parse import quote
 
 import typer
 
+from garrison_controller.cli import enrolment
 from garrison_controller.cli.client import ApiClient
 from garrison_controller.cli.output import Output, OutputFormat, OutputOption
 from garrison_controller.cli.times import moment, parse_duration, utc_text
-from garrison_protocol.errors import InvalidError
 
-app = typer.Typer(help="Boards: enrolment tokens, list, details, metrics, revocation.", no_args_is_help=True)
-token_app = typer.Typer(help="One-time enrolment tokens.", no_args_is_help=True)
-app.add_typer(token_app, name="token")
+app = typer.Typer(help="Boards: enrolment, list, details, metrics, replacement, revocation.", no_args_is_help=True)
+app.add_typer(enrolment.token_app, name="token")
+app.add_typer(enrolment.enroll_app, name="enroll")
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The board's name.", show_default=False)]
 _PAGE = 500
+_SERIAL_DIGITS = 16
+"""In lists; `show` and -o json have all of them."""
 
 _COLUMNS = {
     "id": "NAME",
@@ -27,6 +29,9 @@ _COLUMNS = {
     "online": "ONLINE",
     "last_seen": "LAST SEEN (UTC)",
     "agent_version": "AGENT",
+    "cert_end": "CERT UNTIL (UTC)",
+    "serial": "SERIAL",
+    "fingerprint": "FINGERPRINT",
     "labels": "LABELS",
 }
 _METRICS = {
@@ -45,24 +50,8 @@ _METRICS = {
 }
 
 
-@token_app.command(
-    "create",
-    epilog="Example: garrison device token create edge-1 --group /eu/plant1/ --label site=berlin\n\n"
-    "Then on the board: garrison-agent enroll 'garrison-enroll:...'",
-)
-def create_token(
-    name: Name,
-    group: Annotated[str, typer.Option(help="Group path, with a slash at both ends.")] = "/",
-    label: Annotated[list[str] | None, typer.Option(help="KEY=VALUE; may be repeated.")] = None,
-    hours: Annotated[int | None, typer.Option(min=1, max=720, help="How long the token lasts.")] = None,
-    output: OutputOption = OutputFormat.TABLE,
-) -> None:
-    """Print an enrolment string, which admits one board, once, under NAME. It cannot be shown again."""
-    body = {"name": name, "group": group, "labels": _labels(label or []), "hours": hours}
-    with ApiClient.from_environment() as client:
-        answer = client.post("/api/v1/devices/tokens", body)
-    sentence = f"Hand this line to the board {name}; it works once, until {moment(answer['expires_at'])} UTC:"
-    Output(output).secret(sentence, answer["enrolment"], answer)
+app.command("invite", epilog="Example: garrison device invite > invitation.txt")(enrolment.invite)
+app.command("rotate", epilog="Example: garrison device rotate edge-1")(enrolment.rotate)
 
 
 @app.command("list", epilog="Example: garrison device list --filter 'group=/eu/*,label.site=berlin' -o json")
@@ -82,12 +71,13 @@ def list_devices(
             after = page["next"]
     Output(output).table(
         _COLUMNS,
-        [device | {"last_seen": moment(device["last_seen_at"])} for device in devices],
+        [_row(device) for device in devices],
         document=devices,
         empty="No board fits the filter."
         if query
         else "No boards. Admit one with `garrison device token create NAME`.",
         prose={"labels"},
+        spare=("fingerprint", "serial", "agent_version", "cert_end"),
         footer=f"{len(devices)} boards, {sum(bool(device['online']) for device in devices)} online",
     )
 
@@ -97,10 +87,12 @@ def show(name: Name, output: OutputOption = OutputFormat.TABLE) -> None:
     """Show one board: identity, certificate, inventory, and what it last said."""
     with ApiClient.from_environment() as client:
         device = client.get(f"/api/v1/devices/{quote(name, safe='')}")
-    fields = {key: value for key, value in device.items() if key not in {"status", "inventory"}}
-    for key in ("last_seen_at", "enrolled_at", "cert_not_after", "revoked_at"):
+    fields = {key: value for key, value in device.items() if key not in {"status", "inventory", "earlier_identities"}}
+    for key in ("last_seen_at", "enrolled_at", "identity_since", "cert_not_after"):
         if fields.get(key):
             fields[key] = f"{moment(fields[key])} UTC"
+    for place, earlier in enumerate(device["earlier_identities"], start=1):
+        fields[f"earlier_identity.{place}"] = f"{earlier['fingerprint']}, revoked {moment(earlier['until'])} UTC"
     fields |= {f"inventory.{key}": value for key, value in device["inventory"].items()}
     fields |= {f"status.{key}": _status_text(key, value) for key, value in device["status"].items() if key != "heads"}
     for stream, head in device["status"].get("heads", {}).items():
@@ -149,6 +141,11 @@ def metrics(
     )
 
 
+def _row(device: dict[str, Any]) -> dict[str, Any]:
+    ends = {"last_seen": moment(device["last_seen_at"]), "cert_end": moment(device["cert_not_after"])}
+    return device | ends | {"serial": device["cert_serial"][:_SERIAL_DIGITS]}
+
+
 def summary_line(rows: list[dict[str, Any]]) -> str:
     """Return what the samples say together: rows, rows taken offline, tokens, mean speed."""
     offline = sum(row.get("online") is False for row in rows)
@@ -175,13 +172,3 @@ def _status_text(key: str, value: object) -> object:
 
 def _scaled(value: int | None, divisor: int) -> float | None:
     return None if value is None else value / divisor
-
-
-def _labels(pairs: list[str]) -> dict[str, str]:
-    labels = {}
-    for pair in pairs:
-        key, sign, value = pair.partition("=")
-        if not key or not sign:
-            raise InvalidError("usage.label_malformed", f"{pair!r} is no label", hint="write --label site=berlin")
-        labels[key] = value
-    return labels

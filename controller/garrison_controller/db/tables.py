@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from garrison_controller.access import tables as access
 from garrison_controller.audit import tables as audit
+from garrison_controller.bundles import tables as bundles
 from garrison_controller.db.base import Base
 from garrison_controller.devices import tables as devices
 from garrison_controller.registry import tables as registry
@@ -11,4 +12,4 @@ from garrison_controller.rollouts import tables as rollouts
 
 metadata = Base.metadata
 
-__all__ = ["access", "audit", "devices", "metadata", "registry", "rollouts"]
+__all__ = ["access", "audit", "bundles", "devices", "metadata", "registry", "rollouts"]

@@ -16,6 +16,7 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from garrison_protocol import keys
@@ -63,21 +64,20 @@ class Authority:
         return cls(key, certificate)
 
     @classmethod
-    def load(cls, key_path: Path, certificate_path: Path) -> Authority:
-        """Return the authority in two PEM files.
+    def of(cls, key: PrivateKeyTypes, certificate_path: Path) -> Authority:
+        """Return the authority that holds ``key`` and the certificate in a PEM file.
 
         Raises:
-            RefusedError: ``key.readable_by_others`` or ``key.wrong_type``.
+            RefusedError: ``key.wrong_type``; the key is of another kind, or not the certificate's.
         """
-        keys.refuse_if_readable_by_others(key_path)
-        key = serialization.load_pem_private_key(key_path.read_bytes(), password=None)
-        if not isinstance(key, ec.EllipticCurvePrivateKey):
-            raise RefusedError("key.wrong_type", f"{key_path} holds no elliptic-curve key")
-        return cls(key, x509.load_pem_x509_certificate(certificate_path.read_bytes()))
+        certificate = x509.load_pem_x509_certificate(certificate_path.read_bytes())
+        if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
+            raise RefusedError("key.wrong_type", f"the private key of {certificate_path} is another one")
+        return cls(key, certificate)
 
-    def key_pem(self) -> bytes:
-        """Return the private key as PKCS#8 PEM."""
-        return private_pem(self._key)
+    def key_pem(self, passphrase: bytes | None = None) -> bytes:
+        """Return the private key as PKCS#8 PEM, encrypted if there is a ``passphrase``."""
+        return keys.private_key_pem(self._key, passphrase)
 
     def issue_device(self, device: str, csr_pem: str, days: int, now: datetime) -> Issued:
         """Return a client certificate with CN ``device`` for the public key of the CSR.
@@ -144,7 +144,7 @@ def csr_public_key(csr_pem: str) -> PublicKey:
         request = x509.load_pem_x509_csr(csr_pem.encode())
         public = request.public_key()
         valid = request.is_signature_valid
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
         raise RefusedError("enrolment.csr_refused", "this is no certificate request", hint=hint) from error
     if not valid:
         raise RefusedError("enrolment.csr_refused", "the certificate request is not signed by its own key", hint=hint)

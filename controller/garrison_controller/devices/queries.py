@@ -9,7 +9,15 @@ from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from garrison_controller.devices.filter import DeviceFacts, Term, holds
-from garrison_controller.devices.tables import ENROLLED, Device, EnrolmentToken, IssuedCertificate
+from garrison_controller.devices.tables import (
+    ENROLLED,
+    SINGLE,
+    Device,
+    EnrolmentToken,
+    IssuedCertificate,
+    RetiredIdentity,
+    TokenUse,
+)
 from garrison_protocol.errors import NotFoundError
 
 
@@ -28,6 +36,11 @@ def get(session: Session, device_id: str) -> Device:
     if device is None:
         raise NotFoundError("device.not_found", f"no board {device_id[:64]}", hint="see `garrison device list`")
     return device
+
+
+def by_identity(session: Session, identity: str) -> Device | None:
+    """Return the board whose present identity key this is."""
+    return session.scalar(select(Device).where(Device.identity_public == identity))
 
 
 def enrolled(session: Session) -> list[Device]:
@@ -59,11 +72,41 @@ def token_by_hash(session: Session, token_sha256: str) -> EnrolmentToken | None:
 
 
 def pending_groups(session: Session, device_id: str, now: datetime) -> Sequence[str]:
-    """Return the groups into which tokens that may still be used would admit ``device_id``."""
+    """Return the groups into which tokens for ``device_id`` alone that may still be used would admit it."""
     return session.scalars(
         select(EnrolmentToken.group).where(
-            EnrolmentToken.device_id == device_id, EnrolmentToken.used_at.is_(None), EnrolmentToken.expires_at > now
+            EnrolmentToken.name == device_id,
+            EnrolmentToken.kind == SINGLE,
+            EnrolmentToken.uses == 0,
+            EnrolmentToken.revoked_at.is_(None),
+            EnrolmentToken.expires_at > now,
         )
+    ).all()
+
+
+def tokens(session: Session, scopes: Sequence[str]) -> Sequence[EnrolmentToken]:
+    """Return every enrolment token that admits into one of ``scopes``, the newest first."""
+    in_scope = or_(*(EnrolmentToken.group.startswith(scope, autoescape=True) for scope in scopes))
+    return session.scalars(select(EnrolmentToken).where(in_scope).order_by(EnrolmentToken.id.desc())).all()
+
+
+def admitted_by(session: Session, token_ids: Sequence[int]) -> dict[int, list[str]]:
+    """Return which boards each of these tokens admitted, in order."""
+    found: dict[int, list[str]] = {}
+    rows = session.execute(
+        select(TokenUse.token_id, TokenUse.device_id)
+        .where(TokenUse.token_id.in_(token_ids))
+        .order_by(TokenUse.used_at, TokenUse.device_id)
+    )
+    for token_id, device_id in rows:
+        found.setdefault(token_id, []).append(device_id)
+    return found
+
+
+def retired_identities(session: Session, device_id: str) -> Sequence[RetiredIdentity]:
+    """Return the keys that spoke for a board earlier, the oldest first."""
+    return session.scalars(
+        select(RetiredIdentity).where(RetiredIdentity.device_id == device_id).order_by(RetiredIdentity.until)
     ).all()
 
 

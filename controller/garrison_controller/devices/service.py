@@ -1,136 +1,91 @@
-"""Use cases of boards: admit, recognise, revoke. Each runs inside the caller's transaction."""
+"""Use cases of admitted boards: recognise, renew, revoke. Each runs inside the caller's transaction."""
 
 from __future__ import annotations
 
-import hashlib
-import secrets
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Protocol
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from garrison_controller.access.events import record_event
-from garrison_controller.access.rules import check_scope
-from garrison_controller.devices import queries
+from garrison_controller.devices import queries, tokens
 from garrison_controller.devices.ca import Authority, Issued
 from garrison_controller.devices.sessions import Sessions
-from garrison_controller.devices.tables import ENROLLED, REVOKED, Device, EnrolmentToken, IssuedCertificate
+from garrison_controller.devices.tables import ENROLLED, REVOKED, ROTATE, Device, IssuedCertificate
+from garrison_controller.rollouts import boards
 from garrison_protocol import keys
-from garrison_protocol.errors import ConflictError, InvalidError, RefusedError
-from garrison_protocol.ids import is_device_id
-from garrison_protocol.messages.enrolment import EnrolRequest, SessionRequest, proof_bytes, session_bytes
+from garrison_protocol.errors import RefusedError, UnauthenticatedError
+from garrison_protocol.messages.enrolment import RenewRequest, SessionRequest, renewal_bytes, session_bytes
 
-REPEAT_WINDOW = timedelta(hours=1)
-"""How long after its success an enrolment may be repeated by the same key: its answer may have been lost."""
-MAX_LABELS = 32
-MAX_LABEL_LENGTH = 64
+RENEWALS_A_DAY = 24
+"""A revocation list names every certificate that has not ended: a board must not be able to make it long."""
+
+
+class Nonces(Protocol):
+    """Makes a request good for one time: ``Sessions`` for what comes over a network."""
+
+    def spend_nonce(self, nonce: str) -> None:
+        """Return if nobody has used ``nonce`` before; nobody can use it again. Raises GarrisonError."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
-class Admitted:
-    """A board that may now connect."""
+class Renewed:
+    """A board's next certificate."""
 
-    device: str
     certificate_pem: str
 
 
-def create_token(
-    session: Session, actor: str, device_id: str, *, group: str, labels: dict[str, str], hours: int, now: datetime
-) -> tuple[EnrolmentToken, str]:
-    """Add permission for one board to enrol under ``device_id``, and return it with its secret, known only now.
+def renew(
+    session: Session,
+    request: RenewRequest,
+    sessions: Nonces,
+    authority: Authority,
+    *,
+    days: int,
+    grace_days: int,
+    now: datetime,
+) -> Renewed:
+    """Return a certificate for the new TLS key of an admitted board, whose last one ended at most ``grace_days`` ago.
 
-    Earlier unused tokens for the same id end.
-
-    Raises:
-        InvalidError: ``device.name_malformed``, ``access.scope_malformed``, ``device.labels_malformed``.
-        ConflictError: ``device.name_taken``; an id belongs to one identity key for ever, or histories would mix.
-    """
-    if not is_device_id(device_id):
-        raise InvalidError(
-            "device.name_malformed",
-            f"{device_id[:80]!r} cannot name a board",
-            hint="use lower-case letters, digits and '-', at most 63; not beginning with 'controller'",
-        )
-    check_scope(group)
-    _check_labels(labels)
-    if session.get(Device, device_id) is not None:
-        raise ConflictError(
-            "device.name_taken",
-            f"a board {device_id} is known already",
-            hint="choose another name; a name stays with its first board, even after revocation",
-        )
-    for earlier in session.scalars(
-        select(EnrolmentToken).where(EnrolmentToken.device_id == device_id, EnrolmentToken.used_at.is_(None))
-    ):
-        session.delete(earlier)
-    secret = secrets.token_urlsafe(32)
-    token = EnrolmentToken(
-        token_sha256=_hash(secret),
-        device_id=device_id,
-        group=group,
-        labels=labels,
-        created_at=now,
-        expires_at=now + timedelta(hours=hours),
-        created_by=actor,
-    )
-    session.add(token)
-    session.flush()
-    record_event(session, now, actor, "device.token.create", device_id, detail={"group": group, "hours": hours})
-    return token, secret
-
-
-def enrol(session: Session, request: EnrolRequest, authority: Authority, *, days: int, now: datetime) -> Admitted:
-    """Admit the board that holds the token, once; return its id and a certificate for its key.
-
-    The same identity key may repeat the call within ``REPEAT_WINDOW`` and gets a fresh certificate.
+    Earlier certificates stay valid until they end: the board may have to go on with one. An error that names the
+    device in its fields was caused by that board itself; the others anybody may cause.
 
     Raises:
-        RefusedError: ``enrolment.bad_proof``, ``enrolment.token_unknown``, ``enrolment.token_used``,
-            ``enrolment.token_expired``, ``enrolment.identity_taken``, ``enrolment.csr_refused``.
+        RefusedError: ``device.unknown``, ``renewal.bad_proof``, ``device.revoked``, ``renewal.grace_over``,
+            ``renewal.too_often``, ``enrolment.csr_refused``.
+        UnauthenticatedError: ``session.nonce_invalid``.
     """
-    proven = proof_bytes(request.token, request.csr_pem)
-    if not keys.verify(request.identity, bytes.fromhex(request.proof), proven):
+    device = session.get(Device, request.device, with_for_update=True)
+    if device is None:
+        raise RefusedError("device.unknown", f"no board {request.device} is enrolled", hint="enrol it")
+    proven = renewal_bytes(request.device, request.nonce, request.csr_pem)
+    if not keys.verify(device.identity_public, bytes.fromhex(request.proof), proven):
         raise RefusedError(
-            "enrolment.bad_proof", "the identity key did not sign this request", hint="run `garrison-agent enroll` anew"
+            "renewal.bad_proof",
+            f"the request is not by the identity key of {device.id}",
+            hint=f"this board was replaced, or its identity folder is another's: `garrison device rotate {device.id}`",
         )
-    token = queries.token_by_hash(session, _hash(request.token))
-    if token is None:
-        raise _token_refused("enrolment.token_unknown", "this enrolment token is not known", None)
-    if token.used_at is not None:
-        return _repeat(session, token, request, authority, days=days, now=now)
-    if now >= token.expires_at:
-        raise _token_refused(
-            "enrolment.token_expired", f"the enrolment token for {token.device_id} has ended", token.device_id
+    sessions.spend_nonce(request.nonce)
+    enrolled_device(session, device.id)
+    if now - device.cert_not_after > timedelta(days=grace_days):
+        raise RefusedError(
+            "renewal.grace_over",
+            f"the certificate of {device.id} ended {device.cert_not_after:%Y-%m-%d}, more than {grace_days} days ago",
+            hint=f"`garrison device rotate {device.id}`, then enrol the board with that line",
+            device=device.id,
         )
-    _check_identity_is_new(session, token.device_id, request.identity)
-    issued = authority.issue_device(token.device_id, request.csr_pem, days, now)
-    device = Device(
-        id=token.device_id,
-        name=token.device_id,
-        group=token.group,
-        labels=token.labels,
-        identity_public=request.identity,
-        state=ENROLLED,
-        enrolled_at=now,
-        cert_serial=issued.serial,
-        cert_not_after=issued.not_after,
-        inventory={},
-        status={},
-    )
-    session.add(device)
-    session.flush()
-    token.used_at = now
-    _store_certificate(session, device, issued, now)
-    record_event(
-        session,
-        now,
-        _actor(device.id),
-        "device.enrol",
-        device.id,
-        detail={"serial": issued.serial, "group": device.group},
-    )
-    return Admitted(device.id, issued.pem)
+    _check_rate(session, device.id, now)
+    try:
+        issued = authority.issue_device(device.id, request.csr_pem, days, now)
+    except RefusedError as error:
+        raise RefusedError(error.code, error.message, hint=error.hint, device=device.id) from error
+    keep_certificate(session, device, issued, now)
+    detail = {"serial": issued.serial, "not_after": issued.not_after.isoformat()}
+    record_event(session, now, actor(device.id), "device.renew", device.id, detail=detail)
+    return Renewed(issued.pem)
 
 
 def open_session(session: Session, request: SessionRequest, sessions: Sessions) -> str:
@@ -149,17 +104,25 @@ def open_session(session: Session, request: SessionRequest, sessions: Sessions) 
             hint="the board's identity folder belongs to another enrolment; enrol it under a new name",
         )
     sessions.spend_nonce(request.nonce)
-    return sessions.open(device.id)
+    return sessions.open(device.id, device.identity_public)
 
 
 def session_device(session: Session, sessions: Sessions, bearer: str) -> str:
-    """Return the id of the board that calls with ``bearer``; one revoked since is refused at once.
+    """Return the id of the board that calls with ``bearer``; one revoked or replaced since is refused at once.
 
     Raises:
         UnauthenticatedError: ``session.expired``.
         RefusedError: ``device.revoked``, ``device.unknown``.
     """
-    return enrolled_device(session, sessions.device(bearer)).id
+    device_id, identity = sessions.holder(bearer)
+    device = enrolled_device(session, device_id)
+    if not device.identity_public.startswith(identity):
+        raise UnauthenticatedError(
+            "session.expired",
+            f"{device_id} has another identity since",
+            hint="answer a new nonce at /device/v1/session with it",
+        )
+    return device.id
 
 
 def enrolled_device(session: Session, device_id: str) -> Device:
@@ -173,7 +136,10 @@ def enrolled_device(session: Session, device_id: str) -> Device:
         raise RefusedError("device.unknown", f"no board {device_id} is enrolled", hint="enrol it", device=device_id)
     if device.state != ENROLLED:
         raise RefusedError(
-            "device.revoked", f"{device_id} is revoked", hint="enrol the board under a new name", device=device_id
+            "device.revoked",
+            f"{device_id} is revoked",
+            hint=f"`garrison device rotate {device_id}` gives the name a new identity; or enrol under a new name",
+            device=device_id,
         )
     return device
 
@@ -181,7 +147,8 @@ def enrolled_device(session: Session, device_id: str) -> Device:
 def revoke(session: Session, actor: str, device_id: str, reason: str, now: datetime) -> Device:
     """Shut a board out: its messages and requests are refused from the commit on; return it.
 
-    The caller writes the revocation list after the commit. Revoking again changes nothing.
+    It leaves its rollouts, where it counts as not successful, and holds nobody's place. Strings that would give its
+    name away end too. The caller writes the revocation list after the commit. Revoking again changes nothing.
 
     Raises:
         NotFoundError: ``device.not_found``.
@@ -190,69 +157,44 @@ def revoke(session: Session, actor: str, device_id: str, reason: str, now: datet
     if device.state == REVOKED:
         return device
     device.state, device.online = REVOKED, False
-    for certificate in session.scalars(select(IssuedCertificate).where(IssuedCertificate.device_id == device_id)):
-        certificate.revoked_at = now
+    revoke_certificates(session, device_id, now)
+    tokens.end_unused(session, device_id, ROTATE, now)
+    boards.leave(session, device_id, now)
     record_event(session, now, actor, "device.revoke", device_id, detail={"reason": reason})
     return device
 
 
-def _repeat(
-    session: Session, token: EnrolmentToken, request: EnrolRequest, authority: Authority, *, days: int, now: datetime
-) -> Admitted:
-    assert token.used_at is not None
-    device = session.get(Device, token.device_id)
-    if (
-        device is None
-        or device.identity_public != request.identity
-        or device.state != ENROLLED
-        or now - token.used_at > REPEAT_WINDOW
-    ):
-        raise _token_refused(
-            "enrolment.token_used", f"the enrolment token for {token.device_id} was used already", token.device_id
-        )
-    issued = authority.issue_device(device.id, request.csr_pem, days, now)
+def keep_certificate(session: Session, device: Device, issued: Issued, now: datetime) -> None:
+    """Record a certificate that was signed for an admitted board as its newest."""
     device.cert_serial, device.cert_not_after = issued.serial, issued.not_after
-    _store_certificate(session, device, issued, now)
-    record_event(session, now, _actor(device.id), "device.enrol.repeat", device.id, detail={"serial": issued.serial})
-    return Admitted(device.id, issued.pem)
-
-
-def _check_identity_is_new(session: Session, device_id: str, identity: str) -> None:
-    other = session.scalar(select(Device).where((Device.identity_public == identity) | (Device.id == device_id)))
-    if other is not None:
-        raise RefusedError(
-            "enrolment.identity_taken",
-            f"this identity key, or the name {device_id}, belongs to board {other.id}",
-            hint="one board has one name; to rename it, clear its identity folder and enrol it anew",
-            device=device_id,
-        )
-
-
-def _store_certificate(session: Session, device: Device, issued: Issued, now: datetime) -> None:
     session.add(IssuedCertificate(serial=issued.serial, device_id=device.id, not_after=issued.not_after, issued_at=now))
 
 
-def _token_refused(code: str, message: str, device: str | None) -> RefusedError:
-    return RefusedError(
-        code, message, hint="make a new one with `garrison device token create` and enrol with that", device=device
-    )
-
-
-def _check_labels(labels: dict[str, str]) -> None:
-    if len(labels) > MAX_LABELS or any(
-        not key or len(key) > MAX_LABEL_LENGTH or len(value) > MAX_LABEL_LENGTH or set(key + value) & set(",=*!\n")
-        for key, value in labels.items()
-    ):
-        raise InvalidError(
-            "device.labels_malformed",
-            "a label is empty, too long, or holds one of , = * !",
-            hint=f"use at most {MAX_LABELS} labels like site=berlin, each part at most {MAX_LABEL_LENGTH} characters",
+def revoke_certificates(session: Session, device_id: str, now: datetime) -> None:
+    """End every certificate of a board; the caller writes the revocation list after the commit."""
+    for certificate in session.scalars(
+        select(IssuedCertificate).where(
+            IssuedCertificate.device_id == device_id, IssuedCertificate.revoked_at.is_(None)
         )
+    ):
+        certificate.revoked_at = now
 
 
-def _actor(device_id: str) -> str:
+def actor(device_id: str) -> str:
+    """Return who acts in the record of events when a board does."""
     return f"device:{device_id}"
 
 
-def _hash(secret: str) -> str:
-    return hashlib.sha256(secret.encode()).hexdigest()
+def _check_rate(session: Session, device_id: str, now: datetime) -> None:
+    recent = session.scalar(
+        select(func.count())
+        .select_from(IssuedCertificate)
+        .where(IssuedCertificate.device_id == device_id, IssuedCertificate.issued_at > now - timedelta(days=1))
+    )
+    if (recent or 0) >= RENEWALS_A_DAY:
+        raise RefusedError(
+            "renewal.too_often",
+            f"{device_id} got {recent} certificates within a day",
+            hint="see on the board why it asks again and again: `garrison-agent doctor`",
+            device=device_id,
+        )

@@ -19,6 +19,8 @@ from garrison_protocol.ids import is_device_id
 NONCE_LIFETIME_S = 300
 SESSION_LIFETIME_S = 3600
 MAX_SEALED_LENGTH = 256
+IDENTITY_DIGITS = 32
+"""So many hex digits (128 bits) of a key name it in a bearer."""
 
 
 class Sessions:
@@ -50,12 +52,15 @@ class Sessions:
             self._answered = {known: end for known, end in self._answered.items() if end > now}
             self._answered[nonce] = expires
 
-    def open(self, device: str) -> str:
-        """Return a bearer for ``device``."""
-        return self._seal("session", device, int(self._now_s()) + SESSION_LIFETIME_S)
+    def open(self, device: str, identity: str) -> str:
+        """Return a bearer for ``device``, whose identity key (hex) is ``identity``."""
+        holder = f"{device}:{identity[:IDENTITY_DIGITS]}"
+        return self._seal("session", holder, int(self._now_s()) + SESSION_LIFETIME_S)
 
-    def device(self, bearer: str) -> str:
-        """Return the board that ``bearer`` was given to; the caller checks that it is not revoked since.
+    def holder(self, bearer: str) -> tuple[str, str]:
+        """Return the board that ``bearer`` was given to, and what its identity key began with.
+
+        The caller checks that the board is not revoked since and still has that key.
 
         Raises:
             UnauthenticatedError: ``session.expired`` (or never given, or by an earlier process).
@@ -64,9 +69,9 @@ class Sessions:
             raise UnauthenticatedError(
                 "session.expired", "the session has ended", hint="answer a new nonce at /device/v1/session"
             )
-        device = bearer.split(".", maxsplit=1)[0]
+        device, _, identity = bearer.split(".", maxsplit=1)[0].partition(":")
         assert is_device_id(device)
-        return device
+        return device, identity
 
     def _seal(self, purpose: str, text: str, expires: int) -> str:
         body = f"{text}.{expires}.{os.urandom(8).hex()}"

@@ -159,7 +159,7 @@ def _hand_out(
         target = session.get_one(Target, (rollout.id, device))
         current = session.get(Assignment, (device, rollout.alias))
         if current is None or current.rollout_id != rollout.id:
-            target.previous = _to_go_back_to(session, current)
+            target.previous = to_go_back_to(session, current)
         values: dict[str, object] = {
             "package_name": rollout.package_name,
             "package_version": rollout.package_version,
@@ -176,7 +176,7 @@ def _hand_out(
     desired.issue(session, devices, director, now)
 
 
-def _to_go_back_to(session: Session, current: Assignment | None) -> dict[str, object]:
+def to_go_back_to(session: Session, current: Assignment | None) -> dict[str, object]:
     """Return what to restore later: the current assignment, or what lies before it if that never succeeded here."""
     if current is None:
         return {}

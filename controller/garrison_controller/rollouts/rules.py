@@ -182,13 +182,18 @@ def hand_out(policy: Policy, group: GroupFacts) -> tuple[str, ...]:
     """Return the boards of a running group that may begin now: those online first, then by id.
 
     A board that is handed out and silent holds its slot until it times out, since it may begin at any moment; a board
-    that is ``DOWN`` holds one because it serves nothing.
+    that is ``DOWN`` holds one because it serves nothing. One that was revoked holds none.
     """
     waiting = sorted((not one.online, one.device) for one in group.targets if one.state is TargetState.SCHEDULED)
     if policy.max_unavailable is None:
         return tuple(device for _, device in waiting)
-    busy = sum(one.state.handed_out or one.deployment is DeploymentState.DOWN for one in group.targets)
+    busy = sum(_holds_a_place(one) for one in group.targets)
     return tuple(device for _, device in waiting[: max(0, policy.max_unavailable - busy)])
+
+
+def _holds_a_place(target: TargetFacts) -> bool:
+    down = target.deployment is DeploymentState.DOWN and target.state is not TargetState.CANCELED
+    return target.state.handed_out or down
 
 
 def timed_out(policy: Policy, target: TargetFacts, now: datetime) -> bool:

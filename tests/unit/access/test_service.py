@@ -175,7 +175,7 @@ def test_every_change_is_recorded_in_its_own_transaction(database: Database) -> 
         assert actions(session) == []
         alice = bootstrapped(session)
         bob = person(session, "bob")
-        issued = service.issue_token(session, "alice", bob, 30, NOW)
+        issued = service.issue_token(session, "alice", bob, ("/",), days=30, now=NOW)
         grant = service.add_grant(session, alice, bob, GrantFacts(Role.VIEWER, "/"), NOW)
         service.withdraw_grant(session, alice, grant.id, NOW)
         service.revoke_token(session, alice, issued.id, NOW)
@@ -200,3 +200,52 @@ def test_bootstrap_helps_once_nobody_can_grant_any_more(database: Database) -> N
         service.bootstrap(session, "bob", later)  # alice's token has ended
     with database.session() as session, pytest.raises(ConflictError):
         service.bootstrap(session, "mallory", later)
+
+
+def scoped_admin(session: Session, alice: Identified) -> Identified:
+    eve = person(session, "eve")
+    service.add_grant(session, alice, eve, GrantFacts(Role.SECURITY_ADMIN, "/eu/"), NOW)
+    return admin(session, "eve")
+
+
+def test_a_token_reaches_no_further_than_its_issuer_did(database: Database) -> None:
+    with database.session() as session:
+        alice = bootstrapped(session)
+        eve = scoped_admin(session, alice)
+        bob = person(session, "bob")
+        bounds = service.check_may_issue(session, eve, bob, NOW)
+        kept = service.issue_token(session, "eve", bob, bounds, days=30, now=NOW)
+        service.add_grant(session, alice, bob, GrantFacts(Role.DEVICE_ADMIN, "/"), NOW)
+        service.add_grant(session, alice, bob, GrantFacts(Role.VIEWER, "/us/"), NOW)
+        who = service.authenticate(session, kept.secret, NOW)
+        assert who.grants == (GrantFacts(Role.DEVICE_ADMIN, "/eu/"),)
+        # With that token it makes another one for itself: that reaches no further either.
+        bounds = service.check_may_issue(session, who, bob, NOW)
+        again = service.issue_token(session, "bob", bob, bounds, days=30, now=NOW)
+        assert service.authenticate(session, again.secret, NOW).grants == who.grants
+        whole = service.issue_token(session, "alice", bob, ("/",), days=30, now=NOW)
+        assert len(service.authenticate(session, whole.secret, NOW).grants) == 2
+
+
+def test_a_narrow_token_ends_no_wider_one(database: Database) -> None:
+    with database.session() as session:
+        alice = bootstrapped(session)
+        eve = scoped_admin(session, alice)
+        bob = person(session, "bob")
+        bounds = service.check_may_issue(session, eve, bob, NOW)
+        narrow = service.issue_token(session, "eve", bob, bounds, days=30, now=NOW)
+        wide = service.issue_token(session, "alice", bob, ("/",), days=30, now=NOW)
+        service.revoke_token(session, eve, wide.id, NOW)  # it reaches nothing outside of /eu/ yet
+        wide = service.issue_token(session, "alice", bob, ("/",), days=30, now=NOW)
+        service.add_grant(session, alice, bob, GrantFacts(Role.VIEWER, "/us/"), NOW)
+        who = service.authenticate(session, narrow.secret, NOW)
+        with pytest.raises(DeniedError, match=r"access\.denied"):
+            service.revoke_token(session, who, wide.id, NOW)
+        service.revoke_token(session, who, narrow.id, NOW)
+
+
+def test_a_bounded_token_of_the_last_admin_does_not_count_as_able_to_act(database: Database) -> None:
+    with database.session() as session:
+        issued = service.bootstrap(session, "alice", NOW)
+        session.get_one(Token, issued.id).scopes = ["/eu/"]
+        service.bootstrap(session, "bob", NOW)

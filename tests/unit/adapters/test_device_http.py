@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,10 @@ from tests.fakes.pki import FleetPki
 BLOB = "/device/v1/blobs/abc"
 
 
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
 @pytest.fixture
 def api(tmp_path: Path) -> Iterator[DeviceApi]:
     with DeviceApi(FleetPki(tmp_path / "pki")) as api:
@@ -24,7 +29,8 @@ def api(tmp_path: Path) -> Iterator[DeviceApi]:
 
 @pytest.fixture
 def http(api: DeviceApi, tmp_path: Path) -> DeviceHttp:
-    return DeviceHttp(enrol(tmp_path / "state", api.line()))
+    identity = enrol(tmp_path / "state", api.line(), judge_at=now)
+    return DeviceHttp(identity, lambda: identity.server_context(now))
 
 
 def fetch(http: DeviceHttp, path: str = BLOB) -> tuple[int, bytes]:

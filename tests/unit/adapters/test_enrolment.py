@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from garrison_agent.adapters.enrolment import enrol
+from garrison_agent.adapters import enrolment
 from garrison_agent.identity import Folders, Identity, create_keys
 from garrison_protocol.errors import (
     ConflictError,
@@ -18,6 +20,13 @@ from garrison_protocol.errors import (
 )
 from tests.fakes.device_api import DeviceApi
 from tests.fakes.pki import FleetPki
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+enrol = partial(enrolment.enrol, judge_at=now)
 
 
 @pytest.fixture
@@ -36,13 +45,13 @@ def test_a_board_enrols_with_keys_made_here(api: DeviceApi, state: Path) -> None
     assert (identity.device, identity.url) == ("edge-1", api.url)
     assert (identity.mqtt_host, identity.mqtt_port) == ("127.0.0.1", 8883)
     assert api.identities["edge-1"] == identity.signing_key.public_hex
-    assert identity.root_path.read_bytes() == api.root
+    assert identity.folders.root.read_bytes() == api.root
     assert identity.server_ca_path.read_bytes() == api.server_ca
     folder = Folders(state).identity
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert {path.name for path in folder.iterdir()} == {"identity.key", "tls.key", "tls.pem", "device.json"}
+    assert {path.name for path in folder.iterdir()} == {"identity.key", "tls.pem", "device.json"}
     assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
-    assert identity.mqtt_context().check_hostname
+    assert identity.mqtt_context(now).check_hostname
     assert Identity.load(state).signing_key.public_hex == identity.signing_key.public_hex
 
 
@@ -98,7 +107,7 @@ def test_a_certificate_for_another_key_is_refused(api: DeviceApi, state: Path) -
     api.issue_for_other_key = True
     with pytest.raises(RefusedError, match=r"enrolment\.wrong_certificate"):
         enrol(state, api.line())
-    assert not Folders(state).tls_cert.exists()
+    assert not Folders(state).tls_pair.exists()
 
 
 def test_the_controllers_refusal_keeps_its_own_code(api: DeviceApi, state: Path, tmp_path: Path) -> None:
@@ -130,6 +139,6 @@ def test_a_damaged_identity_is_told_and_never_taken_for_a_new_board(api: DeviceA
 
 def test_keys_that_others_can_read_are_refused(api: DeviceApi, state: Path) -> None:
     enrol(state, api.line())
-    Folders(state).tls_key.chmod(0o640)
+    Folders(state).tls_pair.chmod(0o640)
     with pytest.raises(RefusedError, match=r"key\.readable_by_others"):
         Identity.load(state)

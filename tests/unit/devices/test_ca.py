@@ -11,6 +11,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
 from garrison_controller.devices.ca import Authority, csr_public_key
+from garrison_controller.devices.keyring import KeyStore
 from garrison_protocol.errors import RefusedError
 from tests.unit.devices.boards import csr
 
@@ -103,10 +104,13 @@ def test_the_revocation_list_names_serials_and_practically_never_ends(authority:
 
 def test_an_authority_comes_back_from_its_files(authority: Authority, tmp_path: Path) -> None:
     key, certificate = tmp_path / "ca.key", tmp_path / "ca.pem"
-    key.write_bytes(authority.key_pem())
+    key.write_bytes(authority.key_pem(b"correct horse battery"))
     certificate.write_text(authority.pem)
     key.chmod(0o644)
+    store = KeyStore(tmp_path, b"correct horse battery")
     with pytest.raises(RefusedError, match=r"key\.readable_by_others"):
-        Authority.load(key, certificate)
+        store.load("ca")
     key.chmod(0o600)
-    assert Authority.load(key, certificate).pem == authority.pem
+    assert Authority.of(store.load("ca"), certificate).pem == authority.pem
+    with pytest.raises(RefusedError, match=r"key\.wrong_type"):
+        Authority.of(ec.generate_private_key(ec.SECP256R1()), certificate)

@@ -13,6 +13,7 @@ from cryptography import x509
 
 from garrison_controller.config import ControllerConfig, HttpConfig, MqttConfig
 from garrison_controller.devices import broker, pki
+from garrison_controller.devices.keyring import ONLINE_KEYS
 from garrison_protocol.errors import ConflictError, InvalidError, NotFoundError
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -31,7 +32,7 @@ def config(tmp_path: Path) -> ControllerConfig:
 def test_initialise_makes_everything_once(config: ControllerConfig) -> None:
     online = pki.initialise(config, NOW)
     document = json.loads(online.read_text())
-    assert set(document) == {*pki.ONLINE_KEYS, "device_ca", "server_ca"}
+    assert set(document) == {*ONLINE_KEYS, "device_ca", "server_ca"}
     keys = pki.load_online_keys(config)
     assert keys.director.public_hex == document["director"]
     assert pki.load_authority(config, pki.DEVICE_CA).pem == document["device_ca"]
@@ -99,6 +100,6 @@ def test_the_broker_gives_each_board_its_own_topics_only(config: ControllerConfi
 
 def test_the_broker_becomes_the_account_that_may_read_the_keys(config: ControllerConfig) -> None:
     text = broker.conf_text(config, Path("/acl"), Path("/data"), "garrison")
-    assert "\nuser garrison\nlistener " in text
+    assert "\nuser garrison\n" in text
     with pytest.raises(InvalidError, match=r"broker\.path_unusable"):
         broker.conf_text(config, Path("/a\nallow_anonymous true"), Path("/data"), "")

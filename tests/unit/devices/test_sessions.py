@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from garrison_controller.devices.sessions import NONCE_LIFETIME_S, SESSION_LIFETIME_S, Sessions
 from garrison_protocol.errors import UnauthenticatedError
 
+IDENTITY = "0123456789abcdef" * 2 + "fedcba9876543210" * 2
+
 
 class Clock:
     def __init__(self) -> None:
@@ -54,21 +56,22 @@ def test_spent_nonces_are_forgotten_only_when_they_have_ended(sessions: Sessions
 
 
 def test_a_session_names_its_board_for_an_hour(sessions: Sessions, clock: Clock) -> None:
-    bearer = sessions.open("edge-1")
-    assert sessions.device(bearer) == "edge-1"
+    bearer = sessions.open("edge-1", IDENTITY)
+    assert sessions.holder(bearer) == ("edge-1", IDENTITY[:32])
     clock.now_s += SESSION_LIFETIME_S - 1
-    assert sessions.device(bearer) == "edge-1"
+    assert sessions.holder(bearer) == ("edge-1", IDENTITY[:32])
     clock.now_s += 1
     with pytest.raises(UnauthenticatedError, match=r"session\.expired"):
-        sessions.device(bearer)
+        sessions.holder(bearer)
 
 
 def test_bearers_cannot_be_made_or_changed(sessions: Sessions, clock: Clock) -> None:
-    bearer = sessions.open("edge-1")
+    bearer = sessions.open("edge-1", IDENTITY)
     forged = [
         bearer.replace("edge-1", "edge-2", 1),
+        bearer.replace(IDENTITY[:32], IDENTITY[32:], 1),
         bearer[:-1],
-        Sessions(clock).open("edge-1"),
+        Sessions(clock).open("edge-1", IDENTITY),
         sessions.nonce(),
         "",
         "....",
@@ -76,7 +79,7 @@ def test_bearers_cannot_be_made_or_changed(sessions: Sessions, clock: Clock) -> 
     ]
     for text in forged:
         with pytest.raises(UnauthenticatedError):
-            sessions.device(text)
+            sessions.holder(text)
     with pytest.raises(UnauthenticatedError):
         sessions.spend_nonce(bearer)
 
@@ -85,6 +88,6 @@ def test_bearers_cannot_be_made_or_changed(sessions: Sessions, clock: Clock) -> 
 def test_any_text_is_refused(text: str) -> None:
     sessions = Sessions(Clock())
     with pytest.raises(UnauthenticatedError):
-        sessions.device(text)
+        sessions.holder(text)
     with pytest.raises(UnauthenticatedError):
         sessions.spend_nonce(text)

@@ -42,6 +42,7 @@ def upgrade() -> None:
         sa.Column("identity_public", sa.String(length=64), nullable=False),
         sa.Column("state", sa.String(length=16), nullable=False),
         sa.Column("enrolled_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("identity_since", sa.DateTime(timezone=True), nullable=True),
         sa.Column("cert_serial", sa.String(length=40), nullable=False),
         sa.Column("cert_not_after", sa.DateTime(timezone=True), nullable=False),
         sa.Column("inventory", sa.JSON(), nullable=False),
@@ -58,21 +59,51 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_device_group_path"), ["group_path"], unique=False)
 
     op.create_table(
-        "enrolment_token",
-        sa.Column("id", sa.Integer(), nullable=False),
-        sa.Column("token_sha256", sa.String(length=64), nullable=False),
+        "enrolment_request",
+        sa.Column("identity_public", sa.String(length=64), nullable=False),
+        sa.Column("fingerprint", sa.String(length=39), nullable=False),
+        sa.Column("asked_name", sa.String(length=63), nullable=False),
+        sa.Column("address", sa.String(length=64), nullable=False),
+        sa.Column("state", sa.String(length=8), nullable=False),
         sa.Column("device_id", sa.String(length=63), nullable=False),
         sa.Column("group_path", sa.String(length=256), nullable=False),
         sa.Column("labels", sa.JSON(), nullable=False),
+        sa.Column("asked_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("decided_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("decided_by", sa.String(length=64), nullable=False),
+        sa.CheckConstraint(
+            "state IN ('pending', 'approved', 'denied', 'admitted')", name=op.f("ck_enrolment_request_state")
+        ),
+        sa.PrimaryKeyConstraint("identity_public", name=op.f("pk_enrolment_request")),
+        sa.UniqueConstraint("fingerprint", name=op.f("uq_enrolment_request_fingerprint")),
+    )
+    with op.batch_alter_table("enrolment_request", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_enrolment_request_device_id"), ["device_id"], unique=False)
+        batch_op.create_index(batch_op.f("ix_enrolment_request_state"), ["state"], unique=False)
+
+    op.create_table(
+        "enrolment_token",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("token_sha256", sa.String(length=64), nullable=False),
+        sa.Column("kind", sa.String(length=8), nullable=False),
+        sa.Column("name", sa.String(length=63), nullable=False),
+        sa.Column("group_path", sa.String(length=256), nullable=False),
+        sa.Column("labels", sa.JSON(), nullable=False),
+        sa.Column("uses", sa.Integer(), nullable=False),
+        sa.Column("uses_max", sa.Integer(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
-        sa.Column("used_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("revoked_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("created_by", sa.String(length=64), nullable=False),
+        sa.CheckConstraint("kind IN ('single', 'batch', 'rotate')", name=op.f("ck_enrolment_token_kind")),
+        sa.CheckConstraint("uses BETWEEN 0 AND uses_max", name=op.f("ck_enrolment_token_uses")),
+        sa.CheckConstraint("(kind = 'batch') OR (uses_max = 1)", name=op.f("ck_enrolment_token_one_board")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_enrolment_token")),
         sa.UniqueConstraint("token_sha256", name=op.f("uq_enrolment_token_token_sha256")),
     )
     with op.batch_alter_table("enrolment_token", schema=None) as batch_op:
-        batch_op.create_index(batch_op.f("ix_enrolment_token_device_id"), ["device_id"], unique=False)
+        batch_op.create_index(batch_op.f("ix_enrolment_token_name"), ["name"], unique=False)
 
     op.create_table(
         "package",
@@ -125,6 +156,8 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_rollout_target_device_id"))
 
     op.drop_table("rollout_target")
+    op.drop_table("carried_request")
+    op.drop_table("token_use")
     with op.batch_alter_table("token", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_token_principal_id"))
 
@@ -139,6 +172,10 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_role_grant_principal_id"))
 
     op.drop_table("role_grant")
+    with op.batch_alter_table("retired_identity", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_retired_identity_device_id"))
+
+    op.drop_table("retired_identity")
     op.drop_table("report_state")
     with op.batch_alter_table("issued_certificate", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_issued_certificate_device_id"))
@@ -161,6 +198,10 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_rollout_status"))
 
     op.drop_table("rollout")
+    _drop_what_rollouts_need()
+
+
+def _drop_what_rollouts_need() -> None:
     op.drop_table("refusal")
     op.drop_table("principal")
     with op.batch_alter_table("package", schema=None) as batch_op:
@@ -168,9 +209,14 @@ def downgrade() -> None:
 
     op.drop_table("package")
     with op.batch_alter_table("enrolment_token", schema=None) as batch_op:
-        batch_op.drop_index(batch_op.f("ix_enrolment_token_device_id"))
+        batch_op.drop_index(batch_op.f("ix_enrolment_token_name"))
 
     op.drop_table("enrolment_token")
+    with op.batch_alter_table("enrolment_request", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_enrolment_request_state"))
+        batch_op.drop_index(batch_op.f("ix_enrolment_request_device_id"))
+
+    op.drop_table("enrolment_request")
     with op.batch_alter_table("device", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_device_group_path"))
 
@@ -303,6 +349,18 @@ def _create_rollouts_and_what_follows() -> None:
         sa.PrimaryKeyConstraint("device_id", name=op.f("pk_report_state")),
     )
     op.create_table(
+        "retired_identity",
+        sa.Column("identity_public", sa.String(length=64), nullable=False),
+        sa.Column("device_id", sa.String(length=63), nullable=False),
+        sa.Column("since", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("until", sa.DateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(["device_id"], ["device.id"], name=op.f("fk_retired_identity_device_id_device")),
+        sa.PrimaryKeyConstraint("identity_public", name=op.f("pk_retired_identity")),
+    )
+    with op.batch_alter_table("retired_identity", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_retired_identity_device_id"), ["device_id"], unique=False)
+
+    op.create_table(
         "role_grant",
         sa.Column("id", sa.String(length=32), nullable=False),
         sa.Column("principal_id", sa.String(length=32), nullable=False),
@@ -381,6 +439,7 @@ def _create_rollouts_and_what_follows() -> None:
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("revoked_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("scopes", sa.JSON(), nullable=False),
         sa.ForeignKeyConstraint(["principal_id"], ["principal.id"], name=op.f("fk_token_principal_id_principal")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_token")),
         sa.UniqueConstraint("token_sha256", name=op.f("uq_token_token_sha256")),
@@ -388,6 +447,31 @@ def _create_rollouts_and_what_follows() -> None:
     with op.batch_alter_table("token", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_token_principal_id"), ["principal_id"], unique=False)
 
+    op.create_table(
+        "token_use",
+        sa.Column("token_id", sa.Integer(), nullable=False),
+        sa.Column("device_id", sa.String(length=63), nullable=False),
+        sa.Column("identity_public", sa.String(length=64), nullable=False),
+        sa.Column("used_at", sa.DateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(["device_id"], ["device.id"], name=op.f("fk_token_use_device_id_device")),
+        sa.ForeignKeyConstraint(
+            ["token_id"], ["enrolment_token.id"], name=op.f("fk_token_use_token_id_enrolment_token")
+        ),
+        sa.PrimaryKeyConstraint("token_id", "device_id", name=op.f("pk_token_use")),
+        sa.UniqueConstraint("identity_public", name=op.f("uq_token_use_identity_public")),
+    )
+    op.create_table(
+        "carried_request",
+        sa.Column("device_id", sa.String(length=63), nullable=False),
+        sa.Column("identity_public", sa.String(length=64), nullable=False),
+        sa.Column("nonce", sa.String(length=32), nullable=False),
+        sa.Column("renewal", sa.BigInteger(), nullable=False),
+        sa.Column("csr_sha256", sa.String(length=64), nullable=False),
+        sa.Column("certificate_pem", sa.Text(), nullable=False),
+        sa.Column("received_at", sa.DateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(["device_id"], ["device.id"], name=op.f("fk_carried_request_device_id_device")),
+        sa.PrimaryKeyConstraint("device_id", name=op.f("pk_carried_request")),
+    )
     op.create_table(
         "rollout_target",
         sa.Column("rollout_id", sa.String(length=12), nullable=False),
