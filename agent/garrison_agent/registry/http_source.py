@@ -6,21 +6,18 @@ and targets, which are public. Source: docs/protocol.md, "Device requests".
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Callable, Generator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import quote, urlsplit
 
+from garrison_agent.tls import pinned_context
 from garrison_protocol.errors import GarrisonError, NotFoundError, RefusedError, UnavailableError
 from garrison_protocol.manifest import CHUNK_SIZE
 
 if TYPE_CHECKING:
     from http.client import HTTPResponse, HTTPSConnection
-
-_NO_CHECK_TIME = 0x200000
-"""OpenSSL's X509_V_FLAG_NO_CHECK_TIME, which the ssl module does not name."""
 
 
 class Headers(Protocol):
@@ -66,7 +63,7 @@ class HttpSource:
 
     def target(self, path: str, sha256: str, max_bytes: int) -> bytes:
         """See ``Source.target``."""
-        return self._whole(f"/device/v1/targets/{sha256}/{quote(path)}", max_bytes)
+        return self._whole(f"/device/v1/targets/{quote(sha256, safe='')}/{quote(path)}", max_bytes)
 
     def blob(self, sha256: str, offset: int) -> Generator[bytes, None, None]:
         """See ``Source.blob``. One streamed request, read in pieces of the usual chunk size."""
@@ -144,8 +141,8 @@ def _unreachable(path: str, cause: str) -> UnavailableError:
 class HttpsOpener:
     """Opens GET requests at ``url`` over TLS that trusts only the pinned CA; one connection a request.
 
-    ``floor`` is the earliest time it can be. Where the clock lies behind it, OpenSSL is told to ignore time and the
-    server's own certificate is checked at the floor instead, so that a board without a clock still gets through.
+    ``floor`` is the earliest time it can be: the server's certificate is judged at the later of it and the clock, so
+    that a board without a clock still gets through.
     """
 
     def __init__(
@@ -162,10 +159,9 @@ class HttpsOpener:
         self._port = parts.port or 443
         self._bearer = bearer
         self._timeout_s = timeout_s
-        self._judge_at = floor if floor is not None and datetime.now(UTC) < floor else None
-        self._context = ssl.create_default_context(cafile=str(ca_path))
-        if self._judge_at is not None:
-            self._context.verify_flags = ssl.VerifyFlags(self._context.verify_flags | _NO_CHECK_TIME)
+        self._context = pinned_context(
+            ca_path, lambda: datetime.now(UTC) if floor is None else max(floor, datetime.now(UTC))
+        )
 
     def __call__(self, path: str, headers: Mapping[str, str]) -> HttpResponse:
         """Return the answer to a GET of ``path``, whatever its status.
@@ -177,27 +173,12 @@ class HttpsOpener:
 
         connection = HTTPSConnection(self._host, self._port, context=self._context, timeout=self._timeout_s)
         try:
-            connection.connect()
-            self._check_leaf(connection)
             extra = {} if self._bearer is None else {"Authorization": f"Bearer {self._bearer()}"}
             connection.request("GET", path, headers={**headers, **extra, "Connection": "close"})
             return _Answer(connection, connection.getresponse())
         except BaseException:
             connection.close()
             raise
-
-    def _check_leaf(self, connection: HTTPSConnection) -> None:
-        if self._judge_at is None:
-            return
-        from cryptography.x509 import load_der_x509_certificate
-
-        sock = connection.sock
-        der = sock.getpeercert(binary_form=True) if isinstance(sock, ssl.SSLSocket) else None
-        if der is None:
-            raise ssl.SSLError("the server showed no certificate")
-        leaf = load_der_x509_certificate(der)
-        if not leaf.not_valid_before_utc <= self._judge_at <= leaf.not_valid_after_utc:
-            raise ssl.SSLError(f"the server's certificate is not valid at {self._judge_at:%Y-%m-%d}")
 
 
 class _Answer:

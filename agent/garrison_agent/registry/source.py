@@ -9,8 +9,8 @@ from collections.abc import Generator
 from typing import Protocol
 
 
-class Source(Protocol):
-    """Where registry bytes come from.
+class MetadataSource(Protocol):
+    """Where metadata and small targets come from: all that a refresh needs.
 
     Every method raises nothing but ``GarrisonError``:
         NotFoundError: ``source.not_found``; the other side has no such thing. An answer, not a fault.
@@ -27,9 +27,14 @@ class Source(Protocol):
         """Return a small target (a manifest, ``fleet.json``) by its path and the digest that metadata gives it."""
         ...
 
+
+class Source(MetadataSource, Protocol):
+    """Where all registry bytes come from; raises as ``MetadataSource``."""
+
     def blob(self, sha256: str, offset: int) -> Generator[bytes, None, None]:
         """Yield a blob from ``offset`` (bytes) on, in pieces of any size; the caller bounds and closes it.
 
-        An early end is a cut connection. Errors come at the first or any later piece.
+        An early end is a cut connection. Errors come at the first or any later piece. An empty piece says that
+        nothing came for a while, so that the caller can give up.
         """
         ...

@@ -1,25 +1,28 @@
 """``trust.refresh`` and ``trust.offline`` in a short-lived process, so that python-tuf's memory goes away with it.
 
-The parent sends one JSON request on stdin and reads one JSON answer from stdout. Run as
+The parent sends one request on stdin, a JSON line, and reads one answer from stdout. The child itself reads HTTPS;
+for anything else it asks its parent in between (``pipe_source``). Run as
 ``python -m garrison_agent.registry.verifier``.
 """
 
 from __future__ import annotations
 
 import base64
-import json
+import contextlib
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from pydantic import BaseModel, ValidationError
 
+from garrison_agent.registry.pipe_source import MAX_LINE_BYTES, Failure, Line, PipeSource, answer
+from garrison_agent.registry.source import MetadataSource
 from garrison_agent.registry.trust import Refresh, offline, refresh
-from garrison_protocol import errors
 from garrison_protocol.errors import GarrisonError, NotFoundError, UnavailableError
 from garrison_protocol.states import Freshness
 
@@ -30,6 +33,7 @@ SERVER_CA_FILE = "server-ca.pem"
 class _Request(BaseModel):
     operation: Literal["refresh", "offline"]
     folder: Path
+    carrier: Literal["https", "pipe"] = "https"
     url: str
     high_water: dict[str, int]
     want: list[str]
@@ -49,21 +53,35 @@ class _View(BaseModel):
     targets: int
     fleet: str | None
     manifests: dict[str, str]
+    families: dict[str, int]
+    withheld: dict[str, str]
     refreshed_at: int
+    expires: dict[str, int]
 
 
-class _Failure(BaseModel):
-    kind: str
-    code: str
-    message: str
-    hint: str
-    retryable: bool
-    fields: dict[str, str | int | float | None]
-
-
-class _Answer(BaseModel):
+class _Said(Line):
     view: _View | None = None
-    failure: _Failure | None = None
+    failure: Failure | None = None
+
+
+class Verifier(Protocol):
+    """What asks a verifier process; every call blocks, so make it in a thread."""
+
+    def refresh(
+        self,
+        high_water: Mapping[str, int],
+        floor: datetime,
+        want: Sequence[str],
+        source: MetadataSource | None = None,
+    ) -> Refresh:
+        """See ``TrustVerifier.refresh``."""
+        ...
+
+    def offline(
+        self, high_water: Mapping[str, int], trusted_at: int, want: Sequence[str], floor: datetime | None = None
+    ) -> Refresh:
+        """See ``TrustVerifier.offline``."""
+        ...
 
 
 class TrustVerifier:
@@ -77,8 +95,14 @@ class TrustVerifier:
         self._url = url
         self._timeout_s = timeout_s
 
-    def refresh(self, high_water: Mapping[str, int], floor: datetime, want: Sequence[str]) -> Refresh:
-        """As ``trust.refresh``, over HTTPS.
+    def refresh(
+        self,
+        high_water: Mapping[str, int],
+        floor: datetime,
+        want: Sequence[str],
+        source: MetadataSource | None = None,
+    ) -> Refresh:
+        """As ``trust.refresh``: over HTTPS, or through a ``source`` of this process.
 
         Raises:
             GarrisonError: those of ``trust.refresh``; NotFoundError ``registry.not_enrolled``; UnavailableError
@@ -88,12 +112,14 @@ class TrustVerifier:
             _Request(
                 operation="refresh",
                 folder=self._folder,
+                carrier="https" if source is None else "pipe",
                 url=self._url,
                 high_water=dict(high_water),
                 want=list(want),
                 timeout_s=self._timeout_s,
                 floor=floor.timestamp(),
-            )
+            ),
+            source,
         )
 
     def offline(
@@ -118,30 +144,58 @@ class TrustVerifier:
             )
         )
 
-    def _ask(self, request: _Request) -> Refresh:
+    def _ask(self, request: _Request, source: MetadataSource | None = None) -> Refresh:
         command = [sys.executable, "-P", "-m", "garrison_agent.registry.verifier"]
+        pipe = subprocess.PIPE
         try:
-            done = subprocess.run(
-                command,
-                input=request.model_dump_json().encode(),
-                capture_output=True,
-                timeout=self._timeout_s,
-                check=False,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise _failed(f"it did not answer within {self._timeout_s:.0f} s") from error
+            process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe)
         except OSError as error:
             raise _failed(f"it could not be started: {error}") from error
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            process.kill()
+
+        timer = threading.Timer(self._timeout_s, end)
+        timer.daemon = True
+        timer.start()
+        said, complaint = None, b""
         try:
-            answer = _Answer.model_validate_json(done.stdout)
-        except ValidationError as error:
-            last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-            raise _failed(f"it ended with status {done.returncode}: {last[:300]}") from error
-        if answer.failure is not None:
-            raise _error(answer.failure)
-        if answer.view is None:
+            with contextlib.suppress(BrokenPipeError), process:  # closing a pipe flushes what nobody reads any more
+                said = _converse(process, request, source)
+                if said is None and process.stderr is not None:
+                    complaint = process.stderr.read()
+        finally:
+            timer.cancel()
+        if said is None and late.is_set():
+            raise _failed(f"it did not answer within {self._timeout_s:.0f} s")
+        if said is None:
+            last = complaint.decode(errors="replace").strip().rpartition("\n")[2]
+            raise _failed(f"it ended with status {process.returncode}: {last[:300]}")
+        if said.failure is not None:
+            raise said.failure.error()
+        if said.view is None:
             raise _failed("it gave no answer")
-        return _refresh(answer.view)
+        return _refresh(said.view)
+
+
+def _converse(process: subprocess.Popen[bytes], request: _Request, source: MetadataSource | None) -> _Said | None:
+    """Return the child's last word, after answering its questions; None if it ended without one."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with contextlib.suppress(BrokenPipeError):  # it has ended; its output says more
+        process.stdin.write(request.model_dump_json().encode() + b"\n")
+        process.stdin.flush()
+        while line := process.stdout.readline(MAX_LINE_BYTES):
+            try:
+                said = _Said.model_validate_json(line)
+            except ValidationError:
+                return None
+            if said.question is None or source is None:
+                return said
+            answer(said.question, source, process.stdin)
+    return None
 
 
 def _failed(cause: str) -> UnavailableError:
@@ -153,13 +207,6 @@ def _failed(cause: str) -> UnavailableError:
     )
 
 
-def _error(failure: _Failure) -> GarrisonError:
-    kind = getattr(errors, failure.kind, GarrisonError)
-    if not (isinstance(kind, type) and issubclass(kind, GarrisonError)):
-        kind = GarrisonError
-    return kind(failure.code, failure.message, hint=failure.hint, retryable=failure.retryable, **failure.fields)
-
-
 def _refresh(view: _View) -> Refresh:
     return Refresh(
         freshness=view.freshness,
@@ -169,34 +216,27 @@ def _refresh(view: _View) -> Refresh:
         targets=view.targets,
         fleet=None if view.fleet is None else base64.b64decode(view.fleet),
         manifests={path: base64.b64decode(data) for path, data in view.manifests.items()},
+        families=view.families,
+        withheld=view.withheld,
         refreshed_at=view.refreshed_at,
+        expires=view.expires,
     )
 
 
 def main() -> int:
     """Answer one request from stdin; the status is 0 even for a refusal, which is an answer."""
-    request = _Request.model_validate_json(sys.stdin.buffer.read())
+    request = _Request.model_validate_json(sys.stdin.buffer.readline())
     signal.alarm(max(1, round(request.timeout_s)))  # if the agent was killed, nobody else ends this process
     try:
-        answer = _Answer(view=_run(request))
+        said = _Said(view=_run(request))
     except GarrisonError as error:
-        answer = _Answer(
-            failure=_Failure(
-                kind=type(error).__name__,
-                code=error.code,
-                message=error.message,
-                hint=error.hint,
-                retryable=error.retryable,
-                fields=error.fields,
-            )
-        )
-    sys.stdout.write(json.dumps(answer.model_dump(mode="json")))
+        said = _Said(failure=Failure.of(error))
+    sys.stdout.buffer.write(said.model_dump_json().encode() + b"\n")
+    sys.stdout.buffer.flush()
     return 0
 
 
 def _run(request: _Request) -> _View:
-    from garrison_agent.registry.http_source import HttpsOpener, HttpSource
-
     floor = None if request.floor is None else datetime.fromtimestamp(request.floor, UTC)
     try:
         bootstrap = (request.folder / ROOT_FILE).read_bytes()
@@ -207,9 +247,8 @@ def _run(request: _Request) -> _View:
             hint="enrol the board with `garrison-agent enroll`",
         ) from error
     if request.operation == "refresh":
-        opener = HttpsOpener(request.url, request.folder / SERVER_CA_FILE, floor=floor)
         view = refresh(
-            HttpSource(opener),
+            _source(request, floor),
             request.folder,
             bootstrap=bootstrap,
             high_water=request.high_water,
@@ -233,8 +272,19 @@ def _run(request: _Request) -> _View:
         targets=view.targets,
         fleet=None if view.fleet is None else base64.b64encode(view.fleet).decode(),
         manifests={path: base64.b64encode(data).decode() for path, data in view.manifests.items()},
+        families=dict(view.families),
+        withheld=dict(view.withheld),
         refreshed_at=view.refreshed_at,
+        expires=dict(view.expires),
     )
+
+
+def _source(request: _Request, floor: datetime | None) -> MetadataSource:
+    if request.carrier == "pipe":
+        return PipeSource(sys.stdout.buffer, sys.stdin.buffer)
+    from garrison_agent.registry.http_source import HttpsOpener, HttpSource
+
+    return HttpSource(HttpsOpener(request.url, request.folder / SERVER_CA_FILE, floor=floor))
 
 
 if __name__ == "__main__":

@@ -16,8 +16,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from garrison_controller.audit import streams
-from garrison_controller.audit.tables import Refusal
-from garrison_controller.bus import reports, status
+from garrison_controller.bus import refusals, reports, status
 from garrison_controller.db.base import Database
 from garrison_controller.devices.tables import ENROLLED, Device
 from garrison_protocol import envelope, keys, topics
@@ -29,7 +28,6 @@ from garrison_protocol.messages.streams import AUDIT_KIND, RECEIPT_KIND, TELEMET
 from garrison_protocol.states import Stream
 from garrison_protocol.topics import Down, Topic, Up
 
-MAX_DETAIL_LENGTH = 500
 _LOG = logging.getLogger(__name__)
 _KINDS = {
     Up.STATUS: STATUS_KIND,
@@ -47,6 +45,8 @@ class Outgoing:
 
     messages: tuple[tuple[str, bytes], ...] = ()
     desired_changed: bool = False
+    refused: GarrisonError | None = None
+    """Why the message was refused, for whoever brought it; a board is not told."""
 
 
 class Ingest:
@@ -87,13 +87,15 @@ class Ingest:
             if error.retryable:
                 raise
             self._refuse(sender, error.code, error.message)
+            return Outgoing(refused=error)
         except OperationalError:
             raise
         except Exception as error:  # noqa: BLE001 -- one board's message must neither stop the others' nor come back
             # for ever. Nothing is lost by going on: rows without a receipt stay on the board, the rest comes again.
             _LOG.exception("a message on %s could not be handled", topic)
-            self._refuse(sender, "message.handler_failed", f"{type(error).__name__} on {topic}")
-        return Outgoing()
+            failed = GarrisonError("message.handler_failed", f"{type(error).__name__} on {topic}")
+            self._refuse(sender, failed.code, failed.message)
+            return Outgoing(refused=failed)
 
     def _commit(self, session: Session, device: Device, place: Topic, payload: bytes) -> Outgoing:
         if device.state != ENROLLED:
@@ -128,13 +130,5 @@ class Ingest:
         return envelope.seal(RECEIPT_KIND, encode(stamped), self._receipt_key)
 
     def _refuse(self, sender: str, code: str, message: str) -> None:
-        now = self._now()
         with self._database.session() as session:
-            row = session.get(Refusal, (sender, code), with_for_update=True)
-            if row is None:
-                row = Refusal(sender=sender, code=code, count=0)
-                session.add(row)
-            row.count += 1
-            row.last_at = now
-            row.last_message = message.replace("\x00", "")[:MAX_DETAIL_LENGTH]
-        _LOG.warning("refused a message of %s: %s: %s", sender or "nobody enrolled", code, message)
+            refusals.count(session, sender, code, message, self._now())

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import random
 import ssl
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -26,6 +27,9 @@ RECEIVE_MAXIMUM = 100
 IN_FLIGHT = 20
 MAX_QUEUED = 1000
 QOS = 1
+FRAME_BYTES = 1024 * 1024
+"""Frames that wait in this process for the socket: more would only delay the messages behind them."""
+SEND_TIMEOUT_S = 30.0
 _LOG = logging.getLogger(__name__)
 _properties: Callable[[int], Properties] = Properties
 
@@ -61,6 +65,9 @@ class BusLink:
         self._v5 = protocol == "5"
         self._on_connected, self._on_disconnected = on_connected, on_disconnected
         self._on_message, self._on_published = on_message, on_published
+        self._frames: dict[int, int] = {}
+        """Bytes of each frame that paho has not written yet, by message number."""
+        self._room = threading.Condition()
         self._client = mqtt.Client(
             CallbackAPIVersion.VERSION2,
             client_id=identity,
@@ -100,6 +107,7 @@ class BusLink:
     def stop(self) -> None:
         """Disconnect and end paho's thread. The session stays at the broker."""
         self._client.disconnect()
+        self._forget_frames()  # whoever waits for room sees that there is no connection any more
         self._client.loop_stop()
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> int | None:
@@ -108,6 +116,18 @@ class BusLink:
             return None
         info = self._client.publish(topic, payload, qos=QOS, retain=retain)
         return info.mid if info.rc == mqtt.MQTT_ERR_SUCCESS else None
+
+    def send(self, topic: str, payload: bytes) -> bool:
+        """Publish a frame once (QoS 0), when at most ``FRAME_BYTES`` wait; False: it was not sent. From any thread."""
+        with self._room:
+            self._room.wait_for(lambda: sum(self._frames.values()) < FRAME_BYTES or not self.connected, SEND_TIMEOUT_S)
+            if sum(self._frames.values()) >= FRAME_BYTES or not self.connected:
+                return False
+            info = self._client.publish(topic, payload, qos=0)
+            if info.rc != mqtt.MQTT_ERR_SUCCESS:
+                return False
+            self._frames[info.mid] = len(payload)
+            return True
 
     def acknowledge(self, message: Inbound) -> None:
         """Tell the broker that ``message`` is committed or refused. Lost with its connection; it then comes again."""
@@ -119,7 +139,9 @@ class BusLink:
         if reason.is_failure:
             _LOG.warning("the broker refused the controller: %s", reason)
             return
-        client.subscribe([(topics.all_up(kind), QOS) for kind in Up])
+        self._forget_frames()
+        # A fetch that waited for a controller that was away would be answered to nobody.
+        client.subscribe([(topics.all_up(kind), 0 if kind is Up.FETCH else QOS) for kind in Up])
         self._on_connected()
 
     def _disconnected(
@@ -130,6 +152,7 @@ class BusLink:
         reason: ReasonCode,
         _: Properties | None,
     ) -> None:
+        self._forget_frames()
         self._on_disconnected(str(reason))
 
     def _message(self, _client: mqtt.Client, _userdata: Any, message: mqtt.MQTTMessage) -> None:
@@ -138,4 +161,14 @@ class BusLink:
     def _published(
         self, _client: mqtt.Client, _userdata: Any, mid: int, _reason: ReasonCode, _: Properties | None
     ) -> None:
-        self._on_published(mid)
+        with self._room:  # `send` holds it until it has noted the number: paho may be quicker
+            frame = self._frames.pop(mid, None)
+            self._room.notify_all()
+        if frame is None:
+            self._on_published(mid)
+
+    def _forget_frames(self) -> None:
+        """paho drops what it had not written on a connection that ended."""
+        with self._room:
+            self._frames.clear()
+            self._room.notify_all()

@@ -35,6 +35,8 @@ def record(session: Session, device: Device, report: Report, director: SigningKe
     if state is None:
         state = ReportState(device_id=device.id, revision=0, epoch="", report={})
         session.add(state)
+    if report.epoch and state.epoch and report.epoch != state.epoch:
+        return False  # of a store that another has replaced, or whose first rows are still on their way
     if report.revision <= state.revision:
         return False
     state.revision, state.received_at = report.revision, now

@@ -19,14 +19,15 @@ from typing import Literal
 from sqlalchemy import select, update
 from sqlalchemy.exc import OperationalError
 
+from garrison_controller.bus.fetch import Answers, Fetches
 from garrison_controller.bus.ingest import Ingest
 from garrison_controller.bus.link import IN_FLIGHT, BusLink, Inbound
 from garrison_controller.db.base import Database
 from garrison_controller.rollouts.tables import DesiredState
 from garrison_protocol import topics
-from garrison_protocol.errors import GarrisonError
+from garrison_protocol.errors import GarrisonError, InvalidError
 from garrison_protocol.keys import SigningKey
-from garrison_protocol.topics import Down
+from garrison_protocol.topics import Down, Up
 
 INBOX = 1000
 RETRY_S = 1.0
@@ -68,7 +69,9 @@ class Bus:
         director: SigningKey,
         receipt_key: SigningKey,
         now: Callable[[], datetime],
+        answers: Answers | None = None,
     ) -> None:
+        """``answers``: what boards may fetch; None: nothing."""
         self._database, self._now = database, now
         self._ingest = Ingest(database, director=director, receipt_key=receipt_key, now=now)
         self._link = BusLink(
@@ -83,14 +86,15 @@ class Bus:
             on_message=self._receive,
             on_published=lambda mid: self._events.put(_Published(mid)),
         )
+        self._fetches = None if answers is None else Fetches(database, answers, send=self._link.send, now=now)
         self._events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
         self._room = threading.Semaphore(INBOX)
         self._stopping = threading.Event()
         self._timestamp: bytes | None = None
         self._timestamp_due = False
         self._lock = threading.Lock()
-        self._on_the_way: dict[int, tuple[str, int]] = {}
-        self._confirmed: list[tuple[str, int]] = []
+        self._on_the_way: dict[int, tuple[str, bytes]] = {}
+        self._confirmed: list[tuple[str, bytes]] = []
         self._worker = threading.Thread(target=self._run, name="bus", daemon=True)
 
     @property
@@ -101,6 +105,8 @@ class Bus:
     def start(self) -> None:
         """Begin to connect and to work. Returns at once, also while the broker is down."""
         self._worker.start()
+        if self._fetches is not None:
+            self._fetches.start()
         self._link.start()
 
     def stop(self) -> None:
@@ -109,6 +115,8 @@ class Bus:
         self._events.put(_Wake())
         self._worker.join()
         self._link.stop()
+        if self._fetches is not None:
+            self._fetches.stop()
 
     def desired_changed(self) -> None:
         """Publish whatever desired state is unpublished. Call it after the commit that changed it."""
@@ -121,6 +129,10 @@ class Bus:
         self._events.put(_Wake())
 
     def _receive(self, message: Inbound) -> None:
+        if self._fetches is not None and (device := _fetching(message.topic)) is not None:
+            self._fetches.offer(device, message.payload)
+            self._link.acknowledge(message)
+            return
         # A full inbox stops the network thread, so that TCP slows the broker: brokers overstep ReceiveMaximum.
         while not self._room.acquire(timeout=STOP_POLL_S):
             if self._stopping.is_set():
@@ -192,29 +204,39 @@ class Bus:
         if room <= 0 or not self._link.connected:
             return
         statement = (
-            select(DesiredState.device_id, DesiredState.counter, DesiredState.envelope)
+            select(DesiredState.device_id, DesiredState.envelope)
             .where(DesiredState.published_at.is_(None), DesiredState.counter > 0)
             .order_by(DesiredState.device_id)
             .limit(room + len(busy))
         )
         with self._database.reading() as session:
             due = [row for row in session.execute(statement) if row[0] not in busy]
-        for device, counter, sealed in due[:room]:
+        for device, sealed in due[:room]:
             mid = self._link.publish(topics.down(device, Down.DESIRED), sealed, retain=True)
             if mid is None:
                 return
-            self._on_the_way[mid] = (device, counter)
+            self._on_the_way[mid] = (device, sealed)
 
     def _mark_published(self) -> None:
         if not self._confirmed:
             return
         now = self._now()
         with self._database.session() as session:
-            for device, counter in self._confirmed:
-                # A newer counter was signed meanwhile? Then the row stays unpublished, and goes out next.
+            for device, sealed in self._confirmed:
+                # A newer one, or the same by a newer key, was signed meanwhile? Then the row stays unpublished, and
+                # goes out next.
                 session.execute(
                     update(DesiredState)
-                    .where(DesiredState.device_id == device, DesiredState.counter == counter)
+                    .where(DesiredState.device_id == device, DesiredState.envelope == sealed)
                     .values(published_at=now)
                 )
         self._confirmed.clear()
+
+
+def _fetching(topic: str) -> str | None:
+    """Return the board whose fetches come on ``topic``; None for any other topic."""
+    try:
+        place = topics.parse(topic)
+    except InvalidError:
+        return None  # the worker refuses it
+    return place.device if place.kind is Up.FETCH else None

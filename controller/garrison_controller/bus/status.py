@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from garrison_controller.audit import streams
 from garrison_controller.audit.alarms import raise_alarm
-from garrison_controller.audit.tables import StreamState
+from garrison_controller.audit.tables import ReportState, StreamState
 from garrison_controller.devices.tables import Device
 from garrison_controller.rollouts import desired
 from garrison_controller.rollouts.tables import DesiredState
@@ -29,13 +29,15 @@ def record(session: Session, device: Device, status: Status, now: datetime) -> b
     """Record ``status`` and return whether the board's desired state has to be published again.
 
     A death counts only for the current connection; what an older connection says is ignored, unless it shows that the
-    board's store, and with it its count of connections, began anew.
+    board's store, and with it its count of connections, began anew. What an earlier store said is ignored then.
 
     Raises:
         InvalidError: ``message.out_of_range``.
     """
     if status.connection > MAX_CONNECTION or status.desired_counter > MAX_COUNTER:
         raise InvalidError("message.out_of_range", f"a status of connection {status.connection}")
+    if _is_of_earlier_store(session, device, status):
+        return False
     anew = status.online and _opens_store(session, device, status, now)
     if status.connection < device.connection and not anew:
         return False
@@ -47,6 +49,15 @@ def record(session: Session, device: Device, status: Status, now: datetime) -> b
     device.status = json.loads(status.model_dump_json())
     _check_heads(session, device.id, status, now)
     return _compare_desired(session, device.id, status, now)
+
+
+def _is_of_earlier_store(session: Session, device: Device, status: Status) -> bool:
+    """Tell whether the status names an audit epoch that another has replaced: its connection numbers are of then."""
+    head = status.heads.get(Stream.AUDIT)
+    report = session.get(ReportState, device.id)
+    if head is None or report is None or report.epoch in ("", head.epoch) or not _is_epoch(head.epoch):
+        return False
+    return session.get(StreamState, (device.id, Stream.AUDIT.value, head.epoch)) is not None
 
 
 def _opens_store(session: Session, device: Device, status: Status, now: datetime) -> bool:

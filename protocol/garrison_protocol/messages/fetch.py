@@ -14,10 +14,11 @@ from pydantic import Field, model_validator
 
 from garrison_protocol.errors import InvalidError
 from garrison_protocol.ids import Sha256
-from garrison_protocol.messages.base import Message
+from garrison_protocol.messages.base import Message, Part
 
 FETCH_KIND = "fetch"
 MAX_WINDOW_BYTES = 8 * 1024 * 1024
+MIN_PIECE_BYTES = 4 * 1024
 MAX_PIECE_BYTES = 256 * 1024
 _FRAME = struct.Struct(">4s8sQQB")
 _MAGIC = b"GCH1"
@@ -49,6 +50,8 @@ class Fetch(Message):
     sha256: Sha256 | None = None
     offset: int = Field(default=0, ge=0, lt=2**53)
     length: int = Field(default=MAX_WINDOW_BYTES, ge=1, le=MAX_WINDOW_BYTES)
+    piece: int = Field(default=MAX_PIECE_BYTES, ge=MIN_PIECE_BYTES, le=MAX_PIECE_BYTES)
+    """Every chunk carries so many bytes, the last of the window or of the whole what is left."""
     body: str = Field(default="", max_length=32 * 1024)
 
     @model_validator(mode="after")
@@ -63,7 +66,18 @@ class ChunkStatus(IntEnum):
 
     DATA = 0
     ERROR = 1
-    """The data is JSON: ``{"code", "message", "hint", "retryable", "status"}`` as in an HTTP refusal."""
+    """The data is a ``FetchRefusal`` as JSON, and the end of this request."""
+
+
+class FetchRefusal(Part):
+    """What an ERROR frame says, as in an HTTP refusal. Nobody signs it: whoever carries frames can make one up."""
+
+    code: str = Field(pattern=r"^[a-z0-9_]{1,48}(\.[a-z0-9_]{1,48}){0,2}$")
+    message: str = Field(max_length=500)
+    hint: str = Field(default="", max_length=500)
+    retryable: bool = False
+    status: int = Field(ge=400, le=599)
+    """The HTTP status of the same refusal."""
 
 
 @dataclass(frozen=True, slots=True)
