@@ -1,0 +1,93 @@
+"""Renewal of the TLS certificate by stick: the key waits here until a bundle brings the certificate for it.
+
+Between request and answer lie weeks, and the stick may be lost on either way, so the same key asks again and again
+until it is answered. Source: docs/protocol.md, "Bundles".
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+
+from garrison_agent.identity import Identity, save_pair
+from garrison_agent.registry.files import disk_errors, sync_folder
+from garrison_protocol.errors import RefusedError
+from garrison_protocol.keys import refuse_if_readable_by_others, write_private_file
+from garrison_protocol.messages.enrolment import RenewRequest, RenewResponse, renewal_bytes
+
+_KEY = "carried.key"
+_REQUEST = "carried.csr"
+
+
+class CarriedRenewal:
+    """Makes requests and takes answers. One thread at a time; both take milliseconds."""
+
+    def __init__(self, identity: Identity) -> None:
+        self._identity = identity
+
+    def request(self, number: int) -> RenewRequest:
+        """Return a request with the number ``number`` (above every earlier one) for the key that waits, or a new one.
+
+        Raises:
+            RefusedError: ``key.readable_by_others``.
+            UnavailableError: ``disk.failed``.
+            InsufficientError: ``disk.full``.
+        """
+        with disk_errors(self._path(_KEY)):
+            csr_pem = self._csr()
+        device, nonce = self._identity.device, f"stick:{number}"
+        proof = self._identity.signing_key.sign(renewal_bytes(device, nonce, csr_pem)).hex()
+        return RenewRequest(device=device, nonce=nonce, csr_pem=csr_pem, proof=proof)
+
+    def answered(self, answer: RenewResponse, device_ca: str, at: datetime) -> bool:
+        """Store the certificate for the key that waits; False if none does, or it has ended at ``at``.
+
+        Nobody signed the answer as a whole. So only the certificate is taken from it, and only one by an authority in
+        ``device_ca``, PEM of the verified ``fleet.json``; where the broker is, a stick does not say.
+
+        Raises:
+            RefusedError: ``renewal.wrong_certificate``; the key goes on waiting.
+            GarrisonError: ``disk.full``, ``disk.failed``.
+        """
+        from garrison_agent.adapters.certificates import check_issuer, checked_pair, read_certificate
+
+        try:
+            key_pem = self._path(_KEY).read_bytes()
+        except FileNotFoundError:
+            return False
+        try:
+            pair = checked_pair(answer.certificate_pem, key_pem, self._identity.device)
+            check_issuer(pair, device_ca)
+        except ValueError as error:
+            raise RefusedError(
+                "renewal.wrong_certificate",
+                f"the certificate on the stick cannot be used: {error}",
+                hint="take the board's newest export home and export again; the old certificate stays",
+            ) from error
+        ended = read_certificate(pair)[1].ended(at.timestamp())
+        if not ended:
+            save_pair(self._identity.state_dir, pair)
+        with disk_errors(
+            self._path(_KEY)
+        ):  # an ended one has no use for its key either: the next request makes another
+            for name in (_REQUEST, _KEY):
+                self._path(name).unlink(missing_ok=True)
+            sync_folder(self._identity.folders.identity)
+        return not ended
+
+    def _csr(self) -> str:
+        """Return the request for the key that waits; signatures differ, so the text is kept with the key."""
+        from garrison_agent.adapters.certificates import new_key, request_pem
+
+        key, request = self._path(_KEY), self._path(_REQUEST)
+        if not (request.exists() and key.exists()):
+            key.unlink(missing_ok=True)
+            request.unlink(missing_ok=True)
+            key_pem = new_key()
+            write_private_file(key, key_pem)
+            write_private_file(request, request_pem(key_pem).encode())
+        refuse_if_readable_by_others(key)
+        return request.read_text()
+
+    def _path(self, name: str) -> Path:
+        return self._identity.folders.identity / name
