@@ -61,8 +61,12 @@ class RuntimeConfig(_Section):
 
 
 class RegistryConfig(_Section):
-    """How often the registry's metadata is refreshed without a notice of change."""
+    """Which way registry bytes come, and how often metadata is refreshed without a notice of change.
 
+    ``source`` auto: over HTTP, and while that does not reach the controller, over MQTT.
+    """
+
+    source: Literal["auto", "http", "mqtt"] = "auto"
     refresh_s: float = Field(default=3600, ge=10)
 
 

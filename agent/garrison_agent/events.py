@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from enum import StrEnum
 
+from garrison_agent.api.carrier import Carrier
 from garrison_agent.api.commands import Command
 from garrison_agent.core import slot
 from garrison_agent.registry.trust import Refresh
 from garrison_agent.runtimes.status import WorkerEvent
+from garrison_protocol.bundle import Head, Kind
 from garrison_protocol.errors import GarrisonError
 
 
@@ -25,6 +27,8 @@ class Tick(StrEnum):
     PUMP = "pump"
     SOAK = "soak"
     SEGMENT = "segment"
+    CERTIFICATE = "certificate"
+    ANCHOR = "anchor"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +90,31 @@ class MetadataChecked:
 
 
 @dataclass(frozen=True, slots=True)
+class AnchorAnswered:
+    """What a carrier brought for this board's nonce, an envelope that is not opened yet, or why there is nothing."""
+
+    envelope: bytes | None
+    error: GarrisonError | None
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateTried:
+    """A renewal of the board's certificate ended; None: the new one is stored."""
+
+    error: GarrisonError | None
+
+
+@dataclass(frozen=True, slots=True)
+class BundleRead:
+    """The small files of a bundle, unverified, by their kinds; or why they could not be read."""
+
+    carrier: Carrier
+    head: Head | None
+    files: Mapping[Kind, bytes]
+    error: GarrisonError | None
+
+
+@dataclass(frozen=True, slots=True)
 class Asked:
     """A command of the local API; the owner sets ``answer`` once."""
 
@@ -116,6 +145,9 @@ OwnerEvent = (
     | Message
     | NumbersLow
     | MetadataChecked
+    | AnchorAnswered
+    | CertificateTried
+    | BundleRead
     | Asked
     | Tick
     | Stop

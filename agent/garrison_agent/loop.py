@@ -15,8 +15,11 @@ from typing import Protocol
 from garrison_agent.api.routes import RouteTable
 from garrison_agent.core.slot import Now, Phase
 from garrison_agent.events import (
+    AnchorAnswered,
     Asked,
     Bug,
+    BundleRead,
+    CertificateTried,
     Connected,
     Disconnected,
     Message,
@@ -30,7 +33,10 @@ from garrison_agent.events import (
     WorkerSaid,
 )
 from garrison_agent.outbox.journal import Journal
+from garrison_agent.owner.anchor import Anchors
 from garrison_agent.owner.ballast import BallastWatch
+from garrison_agent.owner.bundle_import import BundleImport
+from garrison_agent.owner.certificate import Certificate
 from garrison_agent.owner.commands import Commands
 from garrison_agent.owner.deployments import Deployments
 from garrison_agent.owner.effects import Effects
@@ -38,6 +44,7 @@ from garrison_agent.owner.inbound import Inbound
 from garrison_agent.owner.jobs import Jobs
 from garrison_agent.owner.numbers import ConnectionNumbers
 from garrison_agent.owner.telemetry import Telemetry
+from garrison_agent.owner.timekeeper import Timekeeper
 from garrison_agent.owner.timers import Timers
 from garrison_agent.owner.trust import Trust
 from garrison_agent.owner.uplink import AGENT_VERSION, Link, Uplink
@@ -82,11 +89,15 @@ class Parts:
     workers: Workers
     jobs: Jobs
     trust: Trust
+    timekeeper: Timekeeper
+    anchors: Anchors
     effects: Effects
     deployments: Deployments
     uplink: Uplink
     inbound: Inbound
     telemetry: Telemetry
+    certificate: Certificate
+    imports: BundleImport
     commands: Commands
     numbers: ConnectionNumbers
     routes: Routes
@@ -139,12 +150,14 @@ class Owner:
         parts = self._parts
         parts.journal.append(Stream.AUDIT, "agent.started", {"version": AGENT_VERSION})
         _unless_full(parts.ballast.look)
+        self._judge_leases()  # first: what may not serve is not even loaded
         parts.deployments.resume()
         parts.routes.table = parts.deployments.routes()
         parts.trust.look()
         for service in self._services:
             service.start()
         self._link.start()
+        _unless_full(parts.certificate.look)
         for tick, period_s in self._every.items():
             parts.timers.after(period_s, tick)
         self._notify(f"READY=1\nSTATUS={self._summary()}")
@@ -162,6 +175,7 @@ class Owner:
         """Apply one event to the part that it is for, and let the others look at what came of it."""
         self._dispatch(event)
         _unless_full(self._parts.ballast.look)
+        _unless_full(self._parts.imports.settle)
         self._parts.commands.settle()
         self._parts.uplink.pump()
 
@@ -179,10 +193,18 @@ class Owner:
                 parts.inbound.handle(event)
             case MetadataChecked():
                 self._metadata_checked(event)
+            case BundleRead():
+                _unless_full(lambda: parts.imports.read(event))
+            case AnchorAnswered():
+                parts.anchors.answered(event)
+                self._judge_leases()
+            case CertificateTried():
+                _unless_full(lambda: parts.certificate.tried(event))
             case Asked():
                 parts.commands.handle(event)
             case Connected():
                 parts.uplink.connected()
+                parts.anchors.ask()
                 parts.trust.refresh()
                 parts.deployments.nudge()
             case Disconnected():
@@ -212,11 +234,18 @@ class Owner:
         before = parts.trust.view
         for alias, answer in parts.trust.checked(event, parts.effects.admitted).items():
             parts.deployments.deliver(alias, answer)
+        parts.anchors.metadata_checked()
         parts.inbound.metadata_checked(event.error)
+        self._judge_leases()
         if parts.trust.view != before:
             parts.uplink.changed()
             if event.error is None:
                 parts.deployments.nudge()
+        parts.imports.metadata_checked()
+
+    def _judge_leases(self) -> None:
+        parts = self._parts
+        parts.deployments.judge_leases(fresh_at_s=parts.trust.fresh_at_s, now_s=parts.timekeeper.now_s())
 
     def _tick(self, tick: Tick) -> None:
         parts = self._parts
@@ -228,8 +257,14 @@ class Owner:
                 _unless_full(lambda: parts.telemetry.sample(online=parts.uplink.online, loaded=loaded))
             case Tick.SEGMENT:
                 _unless_full(parts.telemetry.write_segment)
+            case Tick.ANCHOR:
+                parts.anchors.retry_due()
+            case Tick.CERTIFICATE:
+                _unless_full(parts.certificate.look)
             case Tick.HEARTBEAT:
+                self._judge_leases()
                 parts.uplink.changed()
+                _unless_full(parts.certificate.look)  # time may have jumped, by the clock or by an anchor
                 _unless_full(parts.inbound.count)
                 if parts.uplink.online and parts.trust.last_error is not None:
                     parts.trust.refresh()  # the broker answers but the registry did not: ask again, at this pace
@@ -239,6 +274,7 @@ class Owner:
             case Tick.THIN:
                 _unless_full(parts.telemetry.thin)
                 _unless_full(parts.ballast.restore)
+                _unless_full(parts.timekeeper.keep)
             case Tick.WATCHDOG:
                 self._notify("WATCHDOG=1")
             case Tick.PUMP:
@@ -258,9 +294,11 @@ class Owner:
         deadline_s = self._now().monotonic_s + STOP_S
         self._notify("STOPPING=1")
         parts.jobs.cancel_all()
+        parts.imports.stop()
         parts.commands.stop()
         _unless_full(parts.telemetry.write_segment)
         _unless_full(parts.inbound.count)
+        _unless_full(lambda: parts.timekeeper.keep(ending=True))
         parts.journal.append(Stream.AUDIT, "agent.stopped", {"reason": reason})
         parts.uplink.pump()
         parts.uplink.die()

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import logging
 import queue
+import random
 import signal
+import ssl
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from datetime import datetime
 from pathlib import Path
 
+from garrison_agent.adapters.carried_renewal import CarriedRenewal
 from garrison_agent.adapters.database import Database
 from garrison_agent.adapters.device_http import DeviceHttp
+from garrison_agent.adapters.enrolment_anchor import take_enrolment_anchor
 from garrison_agent.adapters.mqtt import MqttLink
+from garrison_agent.adapters.renewal import Carrier as RenewalCarrier
+from garrison_agent.adapters.renewal import HttpCarrier, MqttCarrier, Renewal
 from garrison_agent.adapters.sensors import inventory, read_sample
 from garrison_agent.adapters.slots import SlotStore
 from garrison_agent.adapters.systemd import notify, watchdog_interval_s
@@ -22,10 +29,14 @@ from garrison_agent.api.server import LocalApi
 from garrison_agent.config import AgentConfig
 from garrison_agent.core.slot import Now
 from garrison_agent.events import Asked, Bug, Connected, Disconnected, Message, NumbersLow, OwnerEvent, Post, Stop, Tick
-from garrison_agent.identity import Identity
+from garrison_agent.identity import Identity, tidy
 from garrison_agent.loop import Owner, Parts, Routes
 from garrison_agent.outbox.journal import Journal
+from garrison_agent.owner.anchor import Anchors, Carrier
 from garrison_agent.owner.ballast import BallastWatch
+from garrison_agent.owner.bundle_export import BundleExport, Renewals
+from garrison_agent.owner.bundle_import import BundleImport
+from garrison_agent.owner.certificate import Certificate, Renew
 from garrison_agent.owner.commands import Commands
 from garrison_agent.owner.deployments import Deployments
 from garrison_agent.owner.effects import Effects
@@ -34,20 +45,26 @@ from garrison_agent.owner.jobs import Jobs, Work
 from garrison_agent.owner.numbers import ConnectionNumbers
 from garrison_agent.owner.shelf import Shelf
 from garrison_agent.owner.telemetry import Telemetry
+from garrison_agent.owner.timekeeper import Timekeeper
 from garrison_agent.owner.timers import Timers
-from garrison_agent.owner.trust import Trust
+from garrison_agent.owner.trust import NOT_ANCHORED, Trust
 from garrison_agent.owner.uplink import Uplink
-from garrison_agent.owner.views import Views
+from garrison_agent.owner.views import Views, registry_view
 from garrison_agent.owner.work import BoardWork
 from garrison_agent.owner.workers import Build, Plan, Workers
+from garrison_agent.registry.bundle_source import Plugged
+from garrison_agent.registry.fallback_source import FallbackSource, Route, RoutedVerifier
 from garrison_agent.registry.files import BlobStore
 from garrison_agent.registry.http_source import HttpSource
+from garrison_agent.registry.mqtt_source import MqttSource
 from garrison_agent.registry.verifier import TrustVerifier
 from garrison_agent.runtimes.process import Worker
 from garrison_agent.runtimes.spec import WorkerFile, WorkerSpec
+from garrison_protocol import topics
 from garrison_protocol.errors import InvalidError
 from garrison_protocol.keys import SigningKey
 from garrison_protocol.manifest import PackageRef
+from garrison_protocol.messages.fetch import FetchKind
 from garrison_protocol.messages.report import Inventory, Report, Status
 
 THIN_EVERY_S = 600.0
@@ -95,7 +112,12 @@ def build_parts(
     config: AgentConfig,
     device: str,
     key: SigningKey,
-    broker: str,
+    broker: Callable[[], str],
+    renew: Renew,
+    renewals: Renewals,
+    plugged: Plugged,
+    ask_anchor: Carrier,
+    enrolment_anchor: Callable[[], tuple[str, bytes] | None],
     database: Database,
     shelf: Shelf,
     work: Work,
@@ -125,7 +147,7 @@ def build_parts(
             online=True,
             desired_counter=applied.counter,
             desired_sha256=applied.sha256,
-            registry=trust.view,
+            registry=registry_view(trust, deployments),
         )
 
     def report() -> Report:
@@ -137,6 +159,12 @@ def build_parts(
             refused=dict(inbound.refused),
         )
 
+    def anchored(reopened: bool) -> None:
+        uplink.settled(reopened=reopened)
+        inbound.anchored()
+        if any(slot.error_code == NOT_ANCHORED for slot in deployments.slots.values()):
+            deployments.nudge()
+
     memory_budget_mb = config.limits.memory_budget_mb or round(board.memory_mb * AUTO_MEMORY_SHARE)
     disk_reserve_bytes = config.limits.disk_reserve_mb * _MIB
     routes = Routes()
@@ -147,7 +175,8 @@ def build_parts(
     workers = Workers(
         config.runtime_dir / "workers", build_worker, _planner(config, shelf, board.cpu_count), post, wall_s
     )
-    trust = Trust(database=database, journal=journal, jobs=jobs, work=work, post=post, wall_s=wall_s)
+    timekeeper = Timekeeper(database=database, journal=journal, now=now)
+    trust = Trust(database=database, journal=journal, jobs=jobs, work=work, post=post, time=timekeeper)
     effects = Effects(
         workers=workers,
         jobs=jobs,
@@ -183,11 +212,26 @@ def build_parts(
         status=status,
         report=report,
     )
+    anchors = Anchors(
+        device=device,
+        database=database,
+        journal=journal,
+        trust=trust,
+        time=timekeeper,
+        jobs=jobs,
+        timers=timers,
+        post=post,
+        carrier=ask_anchor,
+        enrolled=enrolment_anchor,
+        refused=lambda error: inbound.refuse(error, "anchor"),
+        taken=anchored,
+    )
     inbound = Inbound(
         device=device,
         database=database,
         journal=journal,
         trust=trust,
+        anchors=anchors,
         deployments=deployments,
         uplink=uplink,
         now=now,
@@ -199,20 +243,59 @@ def build_parts(
         monotonic_s=monotonic_s,
         max_rows=config.limits.telemetry_rows,
     )
+    certificate = Certificate(
+        renew=renew,
+        database=database,
+        journal=journal,
+        jobs=jobs,
+        timers=timers,
+        post=post,
+        judge_at_s=lambda: trust.judge_at().timestamp(),
+        monotonic_s=monotonic_s,
+        chance=random.random,
+        reconnect=uplink.reconnect,
+    )
     views = Views(
         device=device,
         broker=broker,
+        certificate=certificate,
         started_at=int(wall_s()),
         deployments=deployments,
         workers=workers,
         shelf=shelf,
         journal=journal,
         trust=trust,
+        timekeeper=timekeeper,
+        anchors=anchors,
         telemetry=telemetry,
         applied=lambda: inbound.applied,
+        held=lambda: inbound.held,
         refused=lambda: inbound.refused,
         online=lambda: uplink.online,
         disk_reserve_bytes=disk_reserve_bytes,
+    )
+    imports = BundleImport(
+        device=device,
+        journal=journal,
+        trust=trust,
+        anchors=anchors,
+        inbound=inbound,
+        deployments=deployments,
+        renewals=renewals,
+        plugged=plugged,
+        jobs=jobs,
+        post=post,
+        judge_at=trust.judge_at,
+    )
+    exports = BundleExport(
+        device=device,
+        database=database,
+        journal=journal,
+        uplink=uplink,
+        anchors=anchors,
+        certificate=certificate,
+        renewals=renewals,
+        judge_at=trust.judge_at,
     )
     commands = Commands(
         deployments=deployments,
@@ -220,6 +303,8 @@ def build_parts(
         shelf=shelf,
         journal=journal,
         views=views,
+        imports=imports,
+        exports=exports,
         memory_budget_mb=memory_budget_mb,
     )
     return Parts(
@@ -229,11 +314,15 @@ def build_parts(
         workers=workers,
         jobs=jobs,
         trust=trust,
+        timekeeper=timekeeper,
+        anchors=anchors,
         effects=effects,
         deployments=deployments,
         uplink=uplink,
         inbound=inbound,
         telemetry=telemetry,
+        certificate=certificate,
+        imports=imports,
         commands=commands,
         numbers=numbers,
         routes=routes,
@@ -242,18 +331,67 @@ def build_parts(
 
 def _build(config: AgentConfig, identity: Identity, database: Database, inbox: queue.SimpleQueue[OwnerEvent]) -> Owner:
     post = inbox.put
-    host = config.mqtt.host or identity.mqtt_host
-    port = config.mqtt.port or identity.mqtt_port
+    tidy(config.state_dir)
+
+    def judge_at() -> datetime:
+        return parts.trust.judge_at()
+
+    def server_context() -> ssl.SSLContext:
+        return identity.server_context(judge_at)
+
+    def address() -> tuple[str, int]:
+        host, port = identity.broker()
+        return config.mqtt.host or host, config.mqtt.port or port
+
+    def device_cas() -> str:
+        fleet = parts.trust.fleet
+        return "" if fleet is None else fleet.device_ca
+
     shelf = Shelf(config.state_dir / "models", BlobStore(config.state_dir / "blobs"))
     verifier = TrustVerifier(config.state_dir / "registry", identity.url)
+    http = DeviceHttp(identity, server_context)
+
+    def send(topic: str, payload: bytes) -> bool:
+        return link.send(topic, payload)
+
+    over_mqtt = MqttSource(
+        device=identity.device,
+        key=identity.signing_key,
+        send=send,
+        connected=lambda: link.connected,
+    )
+    plugged = Plugged()
+    route = Route(config.registry.source, link_up=lambda: link.connected)
+    renewal_over: dict[str, RenewalCarrier] = {
+        "http": HttpCarrier(identity.url, server_context),
+        "mqtt": MqttCarrier(over_mqtt.ask),
+    }
     parts = build_parts(
         config=config,
         device=identity.device,
         key=identity.signing_key,
-        broker=f"{host}:{port}",
+        broker=lambda: "{}:{}".format(*address()),
+        renew=Renewal(
+            identity,
+            # HTTPS in any case: an ended certificate no longer opens the broker.
+            [renewal_over[carrier] for carrier in dict.fromkeys([*route.carriers, "http"])],
+            device_cas,
+        ),
+        renewals=CarriedRenewal(identity),
+        plugged=plugged,
         database=database,
         shelf=shelf,
-        work=BoardWork(verifier, HttpSource(DeviceHttp(identity).open), shelf),
+        ask_anchor=lambda nonce: route.take(
+            lambda: http.anchor(nonce), lambda: over_mqtt.ask(FetchKind.ANCHOR, nonce, "")
+        ),
+        enrolment_anchor=lambda: take_enrolment_anchor(identity.folders),
+        work=BoardWork(
+            RoutedVerifier(verifier, over_mqtt, route),
+            FallbackSource(HttpSource(http.open), over_mqtt, route),
+            shelf,
+            plugged,
+            over_mqtt.blamed,
+        ),
         build_worker=Worker,
         spawn=_spawn,
         post=post,
@@ -261,20 +399,27 @@ def _build(config: AgentConfig, identity: Identity, database: Database, inbox: q
         board=inventory(config.state_dir),
     )
 
+    chunks = topics.down(identity.device, topics.Down.CHUNK)
+
     def receive(topic: str, payload: bytes) -> None:
-        if inbox.qsize() < MAX_INBOX:  # losing a message is harmless, holding whatever a broker sends is not
+        if topic == chunks:
+            over_mqtt.receive(payload)
+        elif inbox.qsize() < MAX_INBOX:  # losing a message is harmless, holding whatever a broker sends is not
             post(Message(topic, payload))
 
+    def connected() -> None:
+        over_mqtt.reconnected()
+        post(Connected())
+
     link = MqttLink(
-        host=host,
-        port=port,
+        address=address,
         device=identity.device,
-        tls=identity.mqtt_context(),
+        tls=lambda: identity.mqtt_context(judge_at),
         protocol=config.mqtt.protocol,
         keepalive_s=config.mqtt.keepalive_s,
         reconnect_max_s=config.mqtt.reconnect_max_s,
         will=parts.uplink.will,
-        on_connected=lambda: post(Connected()),
+        on_connected=connected,
         on_disconnected=lambda reason: post(Disconnected(reason)),
         on_message=receive,
     )

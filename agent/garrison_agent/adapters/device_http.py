@@ -114,6 +114,16 @@ def exchange(url: str, context: ssl.SSLContext, path: str, answer: type[M], body
         UnavailableError: ``controller.unreachable``.
         GarrisonError: What the controller says is wrong, by its own code; ``controller.bad_answer``.
     """
+    return parsed(answer, call(url, context, path, body)[1], url + path)
+
+
+def call(url: str, context: ssl.SSLContext, path: str, body: BaseModel | None = None) -> tuple[int, bytes]:
+    """Return status (below 400) and text of the answer to a GET, or with ``body`` to a POST, of JSON.
+
+    Raises:
+        UnavailableError: ``controller.unreachable``.
+        GarrisonError: What the controller says is wrong, by its own code; ``controller.bad_answer``.
+    """
     method, data, headers = "GET", None, {"Accept": "application/json"}
     if body is not None:
         method, data = "POST", body.model_dump_json().encode()
@@ -122,10 +132,19 @@ def exchange(url: str, context: ssl.SSLContext, path: str, answer: type[M], body
         text = read_whole(response, url)
         if response.status >= 400:
             raise refusal(response.status, text, path)
+        return response.status, text
+
+
+def parsed(answer: type[M], text: bytes, where: str) -> M:
+    """Return an answer's JSON, checked.
+
+    Raises:
+        GarrisonError: ``controller.bad_answer``.
+    """
     try:
         return answer.model_validate_json(text)
     except ValidationError as error:
-        raise _bad_answer(f"{url}{path} answered with something else than expected") from error
+        raise _bad_answer(f"{where} answered with something else than expected") from error
 
 
 def read_whole(response: Response, url: str) -> bytes:
@@ -166,10 +185,10 @@ def refusal(status: int, text: bytes, path: str) -> GarrisonError:
 class DeviceHttp:
     """The controller's ``/device/v1`` endpoints as this board; safe in any thread."""
 
-    def __init__(self, identity: Identity, *, context: Callable[[], ssl.SSLContext] | None = None) -> None:
-        """``context`` gives TLS settings for each request; by default the pinned server CA, read again each time."""
+    def __init__(self, identity: Identity, context: Callable[[], ssl.SSLContext]) -> None:
+        """``context`` gives TLS settings for each request."""
         self._identity = identity
-        self._context = context or identity.server_context
+        self._context = context
         self._lock = threading.Lock()
         self._token: str | None = None
 
@@ -186,6 +205,20 @@ class DeviceHttp:
             return response
         response.close()
         return self._get(path, headers, self._renew(token))
+
+    def anchor(self, nonce: str) -> bytes:
+        """Return the controller's anchor for ``nonce``, an envelope that nobody has opened yet.
+
+        Raises:
+            UnavailableError: ``controller.unreachable``.
+            GarrisonError: What the controller says is wrong, by its own code.
+        """
+        path = f"/device/v1/anchor?device={self._identity.device}&nonce={nonce}"
+        with self._get(path, {}, None) as response:
+            data = read_whole(response, self._identity.url)
+        if response.status >= 400:
+            raise refusal(response.status, data, path)
+        return data
 
     def _get(self, path: str, headers: dict[str, str], token: str | None) -> Response:
         extra = {} if token is None else {"Authorization": f"Bearer {token}"}

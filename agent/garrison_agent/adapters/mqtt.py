@@ -33,6 +33,8 @@ SESSION_EXPIRY_S = 24 * 3600
 RECONNECT_BASE_S = 1.0
 STABLE_AFTER_S = 60.0
 """A connection that lived this long ends the back-off; a broker that accepts and drops us must not be hammered."""
+DRAIN_S = 10.0
+"""How long a connection that is to be replaced waits for acknowledgements."""
 LOOP_S = 5.0
 """How often the network loop looks at its keep-alive; traffic and ``publish`` wake it at once."""
 
@@ -48,9 +50,10 @@ def full_jitter(attempt: int, max_s: float, chance: float) -> float:
 class MqttLink:
     """A session with the broker that outlives its connections.
 
-    All callbacks run on the link's thread and must only hand over what they get. ``will`` is called before every
-    attempt and returns the sealed death for that connection's number; it may raise a ``GarrisonError`` to skip the
-    attempt, and must not wait without a limit for the thread that calls ``stop``. ``on_message`` gets messages whose
+    All callbacks run on the link's thread and must only hand over what they get. ``address``, ``tls``, and ``will`` are
+    called before every attempt, since a renewal changes the certificate and may change the broker; ``will`` returns
+    the sealed death for that connection's number. Each may raise a ``GarrisonError`` to skip the attempt, and must not
+    wait without a limit for the thread that calls ``stop``. ``on_message`` gets messages whose
     loss is harmless (retained, or sent until answered), so they are acknowledged when it returns. An exception of
     theirs is a bug and ends the thread: let ``threading.excepthook`` end the process.
     """
@@ -58,10 +61,9 @@ class MqttLink:
     def __init__(
         self,
         *,
-        host: str,
-        port: int,
+        address: Callable[[], tuple[str, int]],
         device: str,
-        tls: ssl.SSLContext,
+        tls: Callable[[], ssl.SSLContext],
         protocol: Literal["5", "3.1.1"],
         keepalive_s: int,
         reconnect_max_s: float,
@@ -70,7 +72,7 @@ class MqttLink:
         on_disconnected: Callable[[str], None],
         on_message: Callable[[str, bytes], None],
     ) -> None:
-        self._host, self._port, self._device = host, port, device
+        self._address, self._device = address, device
         self._tls = tls
         self._version = MQTTProtocolVersion.MQTTv5 if protocol == "5" else MQTTProtocolVersion.MQTTv311
         self._keepalive_s = keepalive_s
@@ -80,6 +82,8 @@ class MqttLink:
         self._on_disconnected = on_disconnected
         self._on_message = on_message
         self._stopping = threading.Event()
+        self._wake = threading.Event()
+        self._renewals = 0
         self._thread: threading.Thread | None = None
         self._connection: _Connection | None = None
         self.last_error: str | None = None
@@ -102,11 +106,23 @@ class MqttLink:
         if connection is not None and connection.accepted:
             connection.drain(drain_s)
         self._stopping.set()
+        self._wake.set()
         connection = self._connection
         if connection is not None:
             connection.client.disconnect()
         if self._thread is not None:
             self._thread.join(10)
+
+    def reconnect(self) -> None:
+        """End the connection in order and connect anew at once, with what ``address`` and ``tls`` return from now on.
+
+        What the broker has not acknowledged is the outbox's to offer again, as after any other end of a connection.
+        """
+        self._renewals += 1  # before the look at the connection: an attempt that read the old pair sees one of both
+        connection = self._connection
+        if connection is not None:
+            connection.end("reconnecting with a new certificate")
+        self._wake.set()
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> bool:
         """Hand a message (QoS 1) to the broker; False: not now, offer it again later.
@@ -121,42 +137,56 @@ class MqttLink:
         connection = self._connection
         return connection is not None and connection.publish(topic, payload, retain=retain)
 
+    def send(self, topic: str, payload: bytes) -> bool:
+        """Publish once (QoS 0), from any thread: what is lost on its way is the sender's to notice. False: not now."""
+        connection = self._connection
+        return connection is not None and connection.send(topic, payload)
+
     def _run(self) -> None:
         attempt = 0
         while not self._stopping.is_set():
             started = time.monotonic()
-            reason, was_accepted = self._one_connection()
+            renewals = self._renewals
+            reason, was_accepted = self._one_connection(renewals)
             if self._stopping.is_set():
                 return
-            if self.last_error != reason:  # an outage of weeks is one line, not one per attempt
-                _log.warning("broker %s:%d: %s", self._host, self._port, reason)
+            again = self._renewals != renewals
+            if self.last_error != reason and not again:  # an outage of weeks is one line, not one per attempt
+                _log.warning("%s", reason)
             self.last_error = reason
             if was_accepted:
                 self._on_disconnected(reason)
                 if time.monotonic() - started >= STABLE_AFTER_S:
                     attempt = 0
+            if again:
+                self._wake.clear()
+                continue
             attempt += 1
-            self._stopping.wait(full_jitter(attempt, self._reconnect_max_s, random.random()))  # noqa: S311 (no secret)
+            self._wake.wait(full_jitter(attempt, self._reconnect_max_s, random.random()))  # noqa: S311 (no secret)
+            self._wake.clear()
 
-    def _one_connection(self) -> tuple[str, bool]:
+    def _one_connection(self, renewals: int) -> tuple[str, bool]:
         """Connect, serve until the end, and return why it ended and whether the broker had accepted us."""
         try:
-            will = self._will()
+            host, port = self._address()
+            client = self._client(self._tls(), self._will())
         except GarrisonError as error:
-            return str(error), False
-        connection = _Connection(self._client(will), self._device, self._accepted, self._on_message)
+            return f"no connection to the broker: {error}", False
+        connection = _Connection(client, self._device, self._accepted, self._on_message)
         self._connection = connection
         try:
-            reason = connection.serve(self._connect, self._stopping)
+            if self._renewals != renewals:
+                return "reconnecting with a new certificate", False
+            reason = connection.serve(lambda client: self._connect(client, host, port), self._stopping)
         finally:
             self._connection = None
-        return reason, connection.was_accepted
+        return f"broker {host}:{port}: {reason}", connection.was_accepted
 
     def _accepted(self) -> None:
         self.last_error = None
         self._on_connected()
 
-    def _client(self, will: bytes) -> Client:
+    def _client(self, tls: ssl.SSLContext, will: bytes) -> Client:
         version_5 = self._version is MQTTProtocolVersion.MQTTv5
         client = Client(
             CallbackAPIVersion.VERSION2,
@@ -166,20 +196,20 @@ class MqttLink:
             reconnect_on_failure=False,
             manual_ack=True,
         )
-        client.tls_set_context(self._tls)
+        client.tls_set_context(tls)
         client.max_inflight_messages_set(IN_FLIGHT)
         client.max_queued_messages_set(IN_FLIGHT)  # counts those in flight too: nothing can wait behind them
         client.will_set(topics.up(self._device, topics.Up.STATUS), will, qos=1, retain=True)
         return client
 
-    def _connect(self, client: Client) -> None:
+    def _connect(self, client: Client, host: str, port: int) -> None:
         if self._version is MQTTProtocolVersion.MQTTv5:
             properties = _new_properties(PacketTypes.CONNECT)
             properties.SessionExpiryInterval = SESSION_EXPIRY_S
             properties.ReceiveMaximum = IN_FLIGHT
-            client.connect(self._host, self._port, self._keepalive_s, clean_start=False, properties=properties)
+            client.connect(host, port, self._keepalive_s, clean_start=False, properties=properties)
         else:
-            client.connect(self._host, self._port, self._keepalive_s)
+            client.connect(host, port, self._keepalive_s)
 
 
 class _Connection:
@@ -199,8 +229,10 @@ class _Connection:
         self._on_accepted = on_accepted
         self._on_message = on_message
         self._reason = ""
+        self._ending = threading.Event()
+        self._end_by = 0.0
         self._callback_failed = False
-        self._handed = 0  # written by the publisher only
+        self._handed = 0
         self._acknowledged = 0  # written by the link's thread only
         self._progress = threading.Condition()
         client.on_connect = self._connack
@@ -210,6 +242,17 @@ class _Connection:
         client.on_subscribe = self._suback
         # paho writes on the caller's thread unless an outside loop says that it takes care of writing; ours does.
         client.on_socket_register_write = _ignore
+
+    def end(self, reason: str) -> None:
+        """Take nothing more, and disconnect in order once the broker has acknowledged what it got. The publisher calls.
+
+        A socket that is closed while acknowledgements come in is reset, and what it still carried may be lost.
+        """
+        self._reason = reason
+        self._end_by = time.monotonic() + DRAIN_S
+        self._ending.set()
+        if self._drained():
+            self.client.disconnect()
 
     def serve(self, connect: Callable[[Client], None], stopping: threading.Event) -> str:
         """Run the connection until it ends and return why."""
@@ -221,7 +264,9 @@ class _Connection:
         disconnecting = False
         try:
             while code == MQTTErrorCode.MQTT_ERR_SUCCESS:
-                if stopping.is_set() and not disconnecting:  # `stop` may have come before there was a socket
+                # Either may have been set before there was a socket.
+                wanted = stopping.is_set() or (self._ending.is_set() and self._drained())
+                if wanted and not disconnecting:
                     disconnecting = True
                     self.client.disconnect()
                 code = self.client.loop(LOOP_S)
@@ -239,13 +284,24 @@ class _Connection:
         return self._reason or f"connection lost: {code.name}"
 
     def publish(self, topic: str, payload: bytes, *, retain: bool) -> bool:
-        if not self.accepted or self._handed - self._acknowledged >= IN_FLIGHT:
+        if not self.accepted or self._ending.is_set() or self._handed - self._acknowledged >= IN_FLIGHT:
             return False
-        info = self.client.publish(topic, payload, qos=1, retain=retain)
+        return self._hand(topic, payload, 1, retain=retain)
+
+    def send(self, topic: str, payload: bytes) -> bool:
+        return self.accepted and not self._ending.is_set() and self._hand(topic, payload, 0, retain=False)
+
+    def _hand(self, topic: str, payload: bytes, qos: int, *, retain: bool) -> bool:
+        """Publish and count it: paho reports even what needs no acknowledgement, once it is written."""
+        info = self.client.publish(topic, payload, qos=qos, retain=retain)
         if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
             return False
-        self._handed += 1
+        with self._progress:
+            self._handed += 1
         return True
+
+    def _drained(self) -> bool:
+        return not self.accepted or self._acknowledged >= self._handed or time.monotonic() >= self._end_by
 
     def drain(self, timeout_s: float) -> None:
         """Wait until the broker has acknowledged all that was published, or the connection or time ends."""

@@ -58,7 +58,7 @@ class LocalApp:
 
 async def _refuse(request: Request, error: GarrisonError) -> None:
     headers = []
-    if http_status(error) == 503:
+    if http_status(error) == 503 and error.retryable:
         headers.append((b"retry-after", str(RETRY_AFTER_S).encode()))
     if isinstance(error, TooLargeError):
         headers.append((b"connection", b"close"))  # the rest of the body would be read in vain

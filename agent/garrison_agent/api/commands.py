@@ -12,6 +12,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, TypedDict
 
+from garrison_agent.core import trust_report
+from garrison_agent.core.trust_report import TrustFacts
 from garrison_protocol.errors import NotFoundError
 from garrison_protocol.manifest import Manifest, Variant
 
@@ -70,6 +72,61 @@ class CacheStatus(TypedDict):
     free_mb: int
 
 
+class CertificateStatus(TypedDict):
+    """The TLS certificate, in Unix seconds; None: there is none that can be used. ``failed`` counts renewals."""
+
+    not_before: int | None
+    not_after: int | None
+    renew_at: int | None
+    ended: bool
+    """By the later of the board's clock and its floor."""
+    failed: int
+    error_code: str | None
+    """Of the last renewal, if it failed."""
+    error_message: str | None
+
+
+class KeyView(TypedDict):
+    """A key of ``fleet.json`` that this board listens to. Times are Unix seconds."""
+
+    purpose: str
+    fingerprint: str
+    not_before: int
+    not_after: int
+    ended: bool
+
+
+class LeaseView(TypedDict):
+    """How long a serving model may do without news of the registry (``manifest.lease``). Unix seconds."""
+
+    alias: str
+    model: str
+    ends_at: int
+    on_expiry: str
+    ended: bool
+
+
+class TrustView(TypedDict):
+    """What this board trusts, and what it would refuse now. Times are Unix seconds."""
+
+    clock: int
+    floor: int
+    floor_source: str
+    judged_at: int
+    """The later of both, by which everything that ends is judged."""
+    anchored: bool
+    """The controller has told the time since the agent started."""
+    fresh_at: int
+    """When metadata was last verified as fresh; 0: never."""
+    ends: dict[str, int]
+    """When each role of the metadata ends."""
+    keys: list[KeyView]
+    leases: list[LeaseView]
+    trusts: list[str]
+    refuses: list[str]
+    """Sentences, each with its reason; empty: nothing that is signed, newer, and meant for this board."""
+
+
 class StatusView(TypedDict):
     """Everything ``garrison-agent status`` shows. ``started_at`` is Unix seconds; ``health`` holds integers only."""
 
@@ -80,7 +137,9 @@ class StatusView(TypedDict):
     connected: bool
     broker: str
     """``host:port``; empty on a board that is not enrolled."""
+    certificate: CertificateStatus
     registry: RegistryStatus
+    trust: TrustView
     desired: DesiredStatus
     aliases: list[AliasStatus]
     outbox: dict[str, StreamStatus]
@@ -170,6 +229,21 @@ class RemoveResult(TypedDict):
     freed_bytes: int
 
 
+class ExportFile(TypedDict):
+    """One file for ``home/`` on a stick; ``data`` in base64."""
+
+    path: str
+    data: str
+
+
+class ExportPage(TypedDict):
+    """Some of the files that this board sends home, and the cursor of the next page; None: that was all."""
+
+    device: str
+    files: list[ExportFile]
+    next: str | None
+
+
 class Check(TypedDict):
     """One finding of ``doctor``. ``fix`` says what to do; empty when the outcome is ``ok``."""
 
@@ -220,11 +294,25 @@ class RemoveFromCache:
 
 
 @dataclass(frozen=True)
+class BeginImport:
+    """Answered with an ``api.carrier.Carrier``. Errors: ``bundle.busy`` (ConflictError)."""
+
+
+@dataclass(frozen=True)
+class GetExport:
+    """Answered with an ``ExportPage``; an empty cursor begins. Errors: ``bundle.cursor_malformed``."""
+
+    cursor: str
+
+
+@dataclass(frozen=True)
 class Doctor:
     """Answered with ``list[Check]``: what only the running agent knows."""
 
 
-Command: TypeAlias = GetStatus | ListModels | LoadModel | UnloadModel | ListCache | RemoveFromCache | Doctor
+Command: TypeAlias = (
+    GetStatus | ListModels | LoadModel | UnloadModel | ListCache | RemoveFromCache | BeginImport | GetExport | Doctor
+)
 
 Post: TypeAlias = Callable[[Command], "Future[object]"]
 """Hands a command to the owner thread; callable from any thread, never blocks."""
@@ -265,6 +353,52 @@ def model_view(
         serving=serving,
         loaded=loaded,
     )
+
+
+def trust_view(facts: TrustFacts) -> TrustView:
+    """Return what ``facts`` come to."""
+    return TrustView(
+        clock=int(facts.clock_s),
+        floor=int(facts.floor_s),
+        floor_source=trust_report.floor_source(facts),
+        judged_at=int(facts.now_s),
+        anchored=facts.anchored,
+        fresh_at=int(facts.fresh_at_s),
+        ends=dict(facts.ends),
+        keys=[
+            KeyView(
+                purpose=key.purpose.value,
+                fingerprint=trust_report.fingerprint(key),
+                not_before=int(key.not_before.timestamp()),
+                not_after=int(key.not_after.timestamp()),
+                ended=key.not_after.timestamp() < facts.now_s,
+            )
+            for key in trust_report.keys(facts)
+        ],
+        leases=[
+            LeaseView(
+                alias=alias,
+                model=model,
+                ends_at=int(standing.ends_at_s),
+                on_expiry=standing.lease.on_expiry,
+                ended=standing.ended,
+            )
+            for alias, (model, standing) in sorted(facts.leases.items())
+        ],
+        trusts=list(trust_report.trusted(facts)),
+        refuses=list(trust_report.refused(facts)),
+    )
+
+
+def trust_checks(view: TrustView) -> list[Check]:
+    """Return ``view`` as findings of ``doctor``: a board that refuses something says why."""
+    trusts = [Check(name="trusts", outcome="ok", detail=sentence, fix="") for sentence in view["trusts"]]
+    refuses = [
+        Check(name="refuses", outcome="warn", detail=sentence, fix="connect the board to its controller")
+        for sentence in view["refuses"]
+    ]
+    nothing = "nothing that is signed, newer, and meant for this board"
+    return trusts + (refuses or [Check(name="refuses", outcome="ok", detail=nothing, fix="")])
 
 
 def unknown_model(name: str, known: list[str]) -> NotFoundError:

@@ -34,6 +34,16 @@ def stopping() -> UnavailableError:
     return UnavailableError("agent.stopping", "the agent is stopping", hint="retry in a moment", retryable=True)
 
 
+def lease_expired(model: str) -> UnavailableError:
+    """Return the error of requests to a model that must not serve without news of the registry."""
+    return UnavailableError(
+        "model.lease_expired",
+        f"{model} may not serve any longer without news from its release signers",
+        hint="connect the board to its controller, or bring it a fresh bundle; it is loaded again by itself",
+        model=model,
+    )
+
+
 RETRY_AFTER_S = 2
 """What a client is told to wait before it asks a busy or loading model again."""
 

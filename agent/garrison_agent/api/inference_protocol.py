@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from garrison_agent.api.access import ModelAccess
 from garrison_agent.api.asgi import Request, RouteBook
-from garrison_agent.api.errors import BadRequestError, oip_body
+from garrison_agent.api.errors import BadRequestError, lease_expired, oip_body
 from garrison_agent.api.relay import forward
 from garrison_agent.api.routes import Route
 from garrison_protocol.errors import NotFoundError, UnavailableError
@@ -45,6 +45,8 @@ class InferenceProtocol:
     async def model_ready(self, request: Request) -> None:
         """Answer whether the model would answer without being loaded first."""
         route = self._find(request)
+        if route.barred:
+            raise lease_expired(route.model_id)
         if route.socket is None:
             raise UnavailableError(
                 "model.not_loaded", f"{route.alias} is not loaded", hint="the first request loads it", retryable=True

@@ -26,6 +26,8 @@ class Route:
     manifest: Manifest
     state: str
     loaded: bool
+    barred: bool = False
+    """Its lease has run out: it is not loaded again before fresh metadata comes."""
 
     @property
     def names(self) -> tuple[str, str, str]:

@@ -56,16 +56,28 @@ class AgentClient:
         """Return ``POST /garrison/v1/<path>``."""
         return self._call("POST", path, LOAD_TIMEOUT_S)
 
+    def send(self, body: bytes, headers: dict[str, str], *path: str) -> Any:
+        """Return ``POST /garrison/v1/<path>`` with a body of bytes."""
+        return self._call("POST", path, LOAD_TIMEOUT_S, body, headers)
+
     def delete(self, *path: str) -> Any:
         """Return ``DELETE /garrison/v1/<path>``."""
         return self._call("DELETE", path, _TIMEOUT_S)
 
-    def _call(self, method: str, path: tuple[str, ...], timeout_s: float) -> Any:
+    def _call(
+        self,
+        method: str,
+        path: tuple[str, ...],
+        timeout_s: float,
+        body: bytes | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> Any:
         connection = _UnixConnection(self._socket, timeout_s)
         try:
-            connection.request(method, "/garrison/v1/" + "/".join(quote(part, safe=":") for part in path))
+            place = "/garrison/v1/" + "/".join(quote(part, safe=":") for part in path)
+            connection.request(method, place, body, headers or {})
             response = connection.getresponse()
-            body = response.read()
+            answer = response.read()
         except (FileNotFoundError, ConnectionRefusedError) as error:
             raise UnavailableError(
                 "agent.not_running",
@@ -97,7 +109,7 @@ class AgentClient:
             ) from error
         finally:
             connection.close()
-        return _parse(response.status, body)
+        return _parse(response.status, answer)
 
 
 class _UnixConnection(http.client.HTTPConnection):

@@ -11,16 +11,16 @@ from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-from garrison_agent.api.commands import Check
+from garrison_agent.api.commands import Check, trust_checks
 from garrison_agent.cli.client import AgentClient
 from garrison_agent.cli.output import duration, print_json
+from garrison_agent.cli.stored_trust import read_trust
 from garrison_agent.config import DEFAULT_PATH, AgentConfig, load_config
 from garrison_protocol.errors import GarrisonError
 
 _MIB = 1024 * 1024
-_RENEW_BEFORE_S = 14 * 86400
 _ENGINES = (("llama.cpp", "llama_cpp", "llama"), ("onnxruntime", "onnxruntime", "onnx"))
-_SECRETS = ("identity.key", "tls.key")
+_SECRETS = ("identity.key", "tls.pem")
 
 
 def run_doctor(arguments: argparse.Namespace) -> int:
@@ -50,7 +50,7 @@ def examine(config_path: Path | None, now: float) -> Iterator[Check]:
     yield from _guarded(lambda each: _identity(each, now), config)
     yield from _guarded(_disk, config)
     yield from _engines()
-    yield from _agent(config)
+    yield from _agent(config, now)
 
 
 def _guarded(check: Callable[[AgentConfig], Iterator[Check]], config: AgentConfig) -> Iterator[Check]:
@@ -79,7 +79,8 @@ def _identity(config: AgentConfig, now: float) -> Iterator[Check]:
     for name in _SECRETS:
         path = folder / name
         if not path.is_file():
-            yield _fail(name, f"{path} is missing", _ENROLL)
+            if name != "tls.pem":  # which `_certificate` looks at
+                yield _fail(name, f"{path} is missing", _ENROLL)
             continue
         mode = stat.S_IMODE(path.stat().st_mode)
         if mode & 0o077:
@@ -90,17 +91,17 @@ def _identity(config: AgentConfig, now: float) -> Iterator[Check]:
 
 
 def _certificate(path: Path, now: float) -> Iterator[Check]:
-    from cryptography import x509
+    from garrison_agent.adapters.certificates import read_certificate
 
     try:
-        certificate = x509.load_pem_x509_certificate(path.read_bytes())
+        _, span = read_certificate(path.read_bytes())
     except FileNotFoundError:
-        yield _fail("certificate", f"{path} is missing", _ENROLL)
+        yield _fail("certificate", f"{path} is missing", _RENEW)
         return
     except ValueError:
-        yield _fail("certificate", f"{path} is no PEM certificate", _ENROLL)
+        yield _fail("certificate", f"{path} is no PEM certificate", _RENEW)
         return
-    start, end = certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
+    start, end = span.start_s, span.end_s
     if now < start:
         yield _fail(
             "clock",
@@ -109,12 +110,14 @@ def _certificate(path: Path, now: float) -> Iterator[Check]:
         )
         return
     yield _ok("clock", time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now)))
-    if now > end:
-        yield _fail("certificate", f"expired {duration(now - end)} ago", _RENEW)
-    elif end - now < _RENEW_BEFORE_S:
-        yield _warn("certificate", f"expires in {duration(end - now)}", _RENEW)
+    if span.ended(now):
+        yield _fail("certificate", f"expired {duration(now - end)} ago, so the broker refuses this board", _RENEW)
+    elif now > (span.renew_at_s + end) / 2:
+        yield _warn("certificate", f"expires in {duration(end - now)} and should have been renewed by now", _RENEW)
     else:
-        yield _ok("certificate", f"valid for {duration(end - now)}")
+        when = span.renew_at_s - now
+        renewal = f"renewed by itself in {duration(when)}" if when > 0 else "a renewal is due, by itself"
+        yield _ok("certificate", f"valid for {duration(end - now)}, {renewal}")
 
 
 def _disk(config: AgentConfig) -> Iterator[Check]:
@@ -144,17 +147,19 @@ def _engines() -> Iterator[Check]:
             yield _ok(f"engine {engine}", "installed")
 
 
-def _agent(config: AgentConfig) -> Iterator[Check]:
+def _agent(config: AgentConfig, now: float) -> Iterator[Check]:
     try:
         own: list[Check] = AgentClient(config.socket_path).get("doctor")
     except GarrisonError as error:
         yield _fail("agent", error.message, error.hint)
+        view = read_trust(config.database_path, now)
+        yield from trust_checks(view) if view is not None else ()
         return
     yield _ok("agent", f"answers on {config.socket_path}")
     yield from (check for check in own if check["name"] != "disk")  # looked at already, also while the agent is down
 
 
-_RENEW = "get a new enrolment string, stop the agent, move the identity folder away, and enroll again"
+_RENEW = "let the agent run and reach its controller: it renews by itself; `renewal` says what went wrong"
 _ENROLL = "ask an operator for an enrolment string, then: garrison-agent enroll STRING"
 
 

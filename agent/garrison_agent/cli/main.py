@@ -21,10 +21,13 @@ from garrison_agent.cli.models import list_models, load_model, show_model, unloa
 from garrison_agent.cli.output import print_error
 from garrison_agent.cli.service import enroll, print_completion, run_agent
 from garrison_agent.cli.status import show_status
+from garrison_agent.cli.stick import export_bundle, import_bundle
 from garrison_protocol.errors import GarrisonError
 
 Command: TypeAlias = Callable[[argparse.Namespace], int]
 
+WAIT_S = 1800.0
+"""How long ``import --wait`` waits unless told otherwise."""
 _MODEL_NAME = "alias, package name, or <name>:<version>"
 
 
@@ -68,6 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_service(commands)
     _add_models(commands)
     _add_cache(commands)
+    _add_stick(commands)
     _add_command(
         commands,
         "doctor",
@@ -102,11 +106,33 @@ def _add_service(commands: Any) -> None:
         commands,
         "enroll",
         enroll,
-        "make this board's keys and join the fleet that an enrolment string names",
-        ["garrison-agent enroll STRING", "garrison-agent enroll - < string.txt      keeps it out of the process list"],
-        notes="An operator prints the string with: garrison device token create NAME",
+        "make this board's keys and join a fleet",
+        [
+            "garrison-agent enroll STRING",
+            "garrison-agent enroll - < string.txt                 keeps it out of the process list",
+            "garrison-agent enroll STRING --name edge-7           the name that it would like, of a batch",
+            "garrison-agent enroll STRING --no-wait               an invitation: ask, and come back later",
+            "garrison-agent enroll --offline --out request.json   no network: carry this to an operator",
+            "garrison-agent enroll --response response.json --root-sha256 DIGEST",
+        ],
+        notes="An operator prints the string with: garrison device token create NAME (or --batch), or garrison device\n"
+        "invite. Whatever ends it, the same command goes on with the same keys.",
     )
-    enrolment.add_argument("string", metavar="STRING", help="the enrolment string; - reads it from standard input")
+    enrolment.add_argument(
+        "string", metavar="STRING", nargs="?", help="the enrolment string; - reads it from standard input"
+    )
+    enrolment.add_argument(
+        "--name", metavar="NAME", default="", help="what the board would like to be called, where the string is open"
+    )
+    enrolment.add_argument(
+        "--no-wait", action="store_true", help="with an invitation: do not wait for approval, end with status 8"
+    )
+    enrolment.add_argument("--offline", action="store_true", help="write a request for an operator, without a network")
+    enrolment.add_argument("--out", metavar="FILE", type=Path, help="with --offline: where to write the request")
+    enrolment.add_argument("--response", metavar="FILE", type=Path, help="what the operator sent back")
+    enrolment.add_argument(
+        "--root-sha256", metavar="DIGEST", help="with --response: the digest of the root, as an operator told it"
+    )
     _add_command(
         commands,
         "status",
@@ -166,6 +192,36 @@ def _add_cache(commands: Any) -> None:
         ["garrison-agent cache remove smollm2:1.0.0"],
     )
     remove.add_argument("name", metavar="NAME", help="package name, or <name>:<version>")
+
+
+def _add_stick(commands: Any) -> None:
+    taken = _add_command(
+        commands,
+        "import",
+        import_bundle,
+        "take in a bundle from a stick: metadata, desired state, models, receipts",
+        ["garrison-agent import /media/stick", "garrison-agent import /media/stick --wait 600"],
+        notes="Needs no network. Everything is verified as if the network had brought it; an older bundle changes "
+        "nothing.\nExit status 6 if a part was refused, 1 if a model that was waited for does not serve.",
+    )
+    taken.add_argument("folder", metavar="DIR", type=Path, help="the folder that `garrison registry export` wrote")
+    taken.add_argument(
+        "--wait",
+        metavar="SECONDS",
+        type=float,
+        nargs="?",
+        const=WAIT_S,
+        help=f"wait until the models serve or have failed, at most so long (default: {WAIT_S:.0f})",
+    )
+    sent = _add_command(
+        commands,
+        "export",
+        export_bundle,
+        "write what this board sends home to a stick: status, audit, telemetry, requests",
+        ["garrison-agent export /media/stick"],
+        notes="Take it to the controller: garrison registry import DIR",
+    )
+    sent.add_argument("folder", metavar="DIR", type=Path, help="a folder on the stick")
 
 
 def _add_group(commands: Any, name: str, summary: str) -> Any:

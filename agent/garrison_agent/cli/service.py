@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
-from garrison_agent.cli.output import print_json
 from garrison_agent.config import load_config
-from garrison_protocol.errors import GarrisonError, InvalidError, UnavailableError
+from garrison_protocol.errors import GarrisonError, UnavailableError
 
 _OURS = ("garrison_agent", "garrison_protocol")
 
@@ -24,21 +22,12 @@ def run_agent(arguments: argparse.Namespace) -> int:
 
 def enroll(arguments: argparse.Namespace) -> int:
     """Make this board's keys and have the controller admit it."""
-    config = load_config(arguments.config)
-    text = sys.stdin.readline().strip() if arguments.string == "-" else arguments.string
-    if not text:
-        raise InvalidError("enrolment.empty", "no enrolment string was given", hint="paste it, or pipe it to enroll -")
     try:
-        from garrison_agent.adapters.enrolment import enrol
+        from garrison_agent.cli import enrolment
+
+        return enrolment.enroll(arguments)
     except ModuleNotFoundError as error:
         raise _extra_missing(error) from error
-    identity = enrol(config.state_dir, text)
-    if arguments.output == "json":
-        print_json({"device": identity.device, "url": identity.url, "state_dir": str(config.state_dir)})
-    else:
-        print(f"enrolled as {identity.device} at {identity.url}; keys are in {config.state_dir / 'identity'}")
-        print("next: systemctl restart garrison-agent (or garrison-agent run)")
-    return 0
 
 
 def print_completion(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import time
 
-from garrison_agent.api.commands import AliasStatus, StatusView
+from garrison_agent.api.commands import AliasStatus, CertificateStatus, StatusView, TrustView
 from garrison_agent.cli.client import AgentClient
 from garrison_agent.cli.output import duration, moment, pairs, print_json, size, table
 from garrison_agent.config import load_config
+from garrison_agent.core.trust_report import day
 
 
 def show_status(arguments: argparse.Namespace) -> int:
@@ -31,11 +32,13 @@ def render(view: StatusView, now: float) -> str:
                 ("device", view["device"]),
                 ("agent", f"{view['version']}, pid {view['pid']}, up {duration(now - view['started_at'])}"),
                 ("broker", _broker(view)),
+                ("certificate", _certificate(view["certificate"], now)),
                 (
                     "registry",
                     f"{registry['freshness']} (root {registry['root']}, timestamp {registry['timestamp']}, "
                     f"snapshot {registry['snapshot']}, targets {registry['targets']})",
                 ),
+                ("time", _time(view["trust"])),
                 ("desired", f"counter {desired['counter']}" + (f", sha256 {digest[:12]}..." if digest else "")),
                 ("memory", _memory(view["health"])),
                 ("disk", f"models {cache['used_mb']} MiB, free {cache['free_mb']} MiB"),
@@ -43,6 +46,8 @@ def render(view: StatusView, now: float) -> str:
             ]
         ),
         _aliases(view["aliases"]),
+        *([_leases(view["trust"])] if view["trust"]["leases"] else []),
+        _trust(view["trust"]),
         table(
             ["STREAM", "EPOCH", "LAST", "ACKED", "PENDING"],
             [
@@ -60,6 +65,30 @@ def _broker(view: StatusView) -> str:
     if not view["broker"]:
         return "none: this board is not enrolled (garrison-agent enroll)"
     return f"{view['broker']}, {'connected' if view['connected'] else 'not connected'}"
+
+
+def _time(trust: TrustView) -> str:
+    state = ("" if trust["anchored"] else "not ") + "told by the controller since the start"
+    return f"{day(trust['judged_at'])}, {state}; not before {day(trust['floor'])}"
+
+
+def _trust(trust: TrustView) -> str:
+    refuses = trust["refuses"] or ["nothing that is signed, newer, and meant for this board"]
+    return "\n".join(["this board would refuse today:", *(f"  {sentence}" for sentence in refuses)])
+
+
+def _certificate(certificate: CertificateStatus, now: float) -> str:
+    end, renew_at = certificate["not_after"], certificate["renew_at"]
+    if end is None or renew_at is None:
+        text = "none that can be used; the agent asks for a new one"
+    elif certificate["ended"]:
+        text = f"expired on {moment(end)}; the agent asks for a new one"
+    else:
+        renewal = f"renewed from {moment(renew_at)} on" if now < renew_at else "renewal is due"
+        text = f"until {moment(end)}, {renewal}"
+    if certificate["error_code"]:
+        text += f"; {certificate['failed']} tries failed: {certificate['error_message']} [{certificate['error_code']}]"
+    return text
 
 
 def _memory(health: dict[str, int]) -> str:
@@ -87,6 +116,13 @@ def _aliases(aliases: list[AliasStatus]) -> str:
         for alias in aliases
     ]
     return table(["ALIAS", "PACKAGE", "STATE", "LOADED", "SERVING", "SINCE", "ENDPOINT"], rows)
+
+
+def _leases(trust: TrustView) -> str:
+    rows = [
+        (one["alias"], one["model"], day(one["ends_at"]), one["on_expiry"], one["ended"]) for one in trust["leases"]
+    ]
+    return table(["ALIAS", "MODEL", "LEASE UNTIL", "THEN", "ENDED"], rows)
 
 
 def _state(alias: AliasStatus) -> str:

@@ -21,6 +21,9 @@ from garrison_agent.core.slot import (
     FilesVerified,
     JobEvent,
     JobFailed,
+    Lapse,
+    LeaseEnded,
+    LeaseRenewed,
     LoadWanted,
     MustWait,
     Now,
@@ -99,6 +102,8 @@ def advance(slot: Slot, event: Event, now: Now) -> Step:
             _candidate(draft, event)
         case WorkerReady() | WorkerFailed() | WorkerExited() | RestartDue() | Repaired() | RepairFailed():
             _service(draft, event, now)
+        case LeaseEnded() | LeaseRenewed():
+            _lease(draft, event)
         case LoadWanted() | UnloadWanted():
             _wish(draft, event, now)
         case _:
@@ -163,6 +168,8 @@ def _stale(slot: Slot, event: Event) -> bool:
             return step != slot.step
         case RestartDue(turn) | Repaired(turn) | RepairFailed(turn):
             return turn != slot.turn
+        case LeaseEnded(package) | LeaseRenewed(package):
+            return not _is_serving(slot, package)
         case WorkerReady(package) | WorkerFailed(package) | WorkerExited(package):
             return package != slot.package and not _is_serving(slot, package)
     return False
@@ -274,6 +281,24 @@ def _wish(draft: Draft, event: LoadWanted | UnloadWanted, now: Now) -> None:
     if slot.state in SWITCHING and (isinstance(event, UnloadWanted) or not slot.beside):
         return  # what is loaded now is the deployment's business
     service.handle(draft, event, now)
+
+
+def _lease(draft: Draft, event: LeaseEnded | LeaseRenewed) -> None:
+    """Note a lease that has run out or counts anew; unload the model, or load it again, where it says so."""
+    slot = draft.slot
+    match event:
+        case LeaseEnded(package, stops, fresh_at_s):
+            draft.slot = replace(slot, lapse=Lapse(package, stops, fresh_at_s))
+            draft.note("lease.ended", package, stops=stops, fresh_at=int(fresh_at_s))
+            if stops:
+                service.stop(draft, "lease")
+                if slot.state is State.ROLLING_BACK and draft.slot.phase is Phase.OFF:
+                    draft.run(Proceed(slot.step))  # there is nothing to wait for any more
+        case LeaseRenewed(package):
+            draft.slot = replace(slot, lapse=None)
+            draft.note("lease.renewed", package)
+            if slot.barred and (slot.wanted or slot.state is State.DOWN):
+                service.start(draft)
 
 
 def _assign(draft: Draft, entry: DesiredAlias) -> None:
@@ -463,7 +488,7 @@ def _roll_back(draft: Draft, code: str, message: str) -> None:
 def _restore(draft: Draft) -> None:
     """Let the model before serve again; STARTING and BACKOFF have their own event to come."""
     slot = draft.slot
-    if slot.serving is None or not slot.wanted or slot.phase in (Phase.READY, Phase.REPAIRING):
+    if slot.serving is None or not slot.wanted or slot.barred or slot.phase in (Phase.READY, Phase.REPAIRING):
         draft.run(Proceed(slot.step))
     elif slot.phase is Phase.OFF:
         service.start(draft)

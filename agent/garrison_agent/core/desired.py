@@ -25,13 +25,22 @@ class Verdict(StrEnum):
     ACCEPT = "accept"
     REPEATED = "repeated"
     OLDER = "older"
+    HOLD = "hold"
+    """This board has no desired state, and nobody has told it yet how far it had been: the newest one it sees may be
+    an old one."""
+    BELOW_ANCHOR = "below_anchor"
     CONFLICT = "conflict"
 
 
-def judge(applied: Applied, counter: int, sha256: str) -> Verdict:
-    """Return the verdict: only a higher counter is accepted; an equal one with another digest is an alarm."""
+def judge(applied: Applied, counter: int, sha256: str, lowest: int | None) -> Verdict:
+    """Return the verdict: only a higher counter is accepted; an equal one with another digest is an alarm.
+
+    ``lowest`` is the counter that the newest anchor named; None: there was none yet.
+    """
     if counter > applied.counter:
-        return Verdict.ACCEPT
+        if lowest is None:
+            return Verdict.ACCEPT if applied.counter else Verdict.HOLD
+        return Verdict.ACCEPT if counter >= lowest else Verdict.BELOW_ANCHOR
     if counter < applied.counter:
         return Verdict.OLDER
     return Verdict.REPEATED if sha256 == applied.sha256 else Verdict.CONFLICT

@@ -47,6 +47,16 @@ class Serving:
 
 
 @dataclass(frozen=True, slots=True)
+class Lapse:
+    """A package whose lease has run out, since metadata that was last verified at ``fresh_at_s`` (Unix seconds)."""
+
+    package: PackageRef
+    stops: bool
+    """It must not serve until then; False: it serves on, and the board says so."""
+    fresh_at_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Slot:
     """One alias. The first block is the deployment, the second what serves while and after it runs."""
 
@@ -84,6 +94,7 @@ class Slot:
     """What served before the candidate took the alias; a rollback restores it."""
     wanted: bool = True
     """The serving model is to stay loaded (desired state, then the operator, decide)."""
+    lapse: Lapse | None = None
     phase: Phase = Phase.OFF
     turn: int = 0
     """Counts changes of ``phase``; a restart timer or a repair belongs to its turn."""
@@ -91,6 +102,16 @@ class Slot:
     """Failures of the serving worker in a row, for back-off."""
     ready_at_s: float = 0.0
     """Monotonic time at which the serving worker became ready."""
+
+    @property
+    def lease_ended(self) -> bool:
+        """Whether the lease of what serves has run out."""
+        return self.lapse is not None and self.serving is not None and self.lapse.package == self.serving.package
+
+    @property
+    def barred(self) -> bool:
+        """Whether what serves must not be loaded until fresh metadata has come."""
+        return self.lease_ended and self.lapse is not None and self.lapse.stops
 
     def uses(self) -> tuple[tuple[PackageRef, str], ...]:
         """Return every package and variant whose files must not be collected now."""
@@ -266,6 +287,22 @@ class RepairFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class LeaseEnded:
+    """The lease of ``package`` has run out, counted from the last fresh metadata at ``fresh_at_s``."""
+
+    package: PackageRef
+    stops: bool
+    fresh_at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseRenewed:
+    """Fresh metadata was verified: the lease of ``package`` counts anew."""
+
+    package: PackageRef
+
+
+@dataclass(frozen=True, slots=True)
 class LoadWanted:
     """An operator or a request wants the serving model loaded."""
 
@@ -296,6 +333,8 @@ Event = (
     | RestartDue
     | Repaired
     | RepairFailed
+    | LeaseEnded
+    | LeaseRenewed
     | LoadWanted
     | UnloadWanted
 )

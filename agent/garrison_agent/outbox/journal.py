@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from garrison_agent.adapters.database import Database
 from garrison_protocol import chain
 from garrison_protocol.chain import Entry
 from garrison_protocol.errors import ConflictError, GarrisonError, InvalidError
+from garrison_protocol.messages.anchor import Committed
 from garrison_protocol.messages.report import Head
 from garrison_protocol.messages.streams import MAX_ROWS, Batch, Receipt, Row
 from garrison_protocol.states import Stream
@@ -31,6 +32,12 @@ SEGMENT_KIND = "inference.segment"
 
 _ROW_OVERHEAD = len('{"header":,"body":,"salt":""},') + 2 * chain.SALT_BYTES
 _CHAINED = frozenset({Stream.AUDIT})
+_OWN_KEYS = frozenset("denypct")
+"""Of a header; the rest are facts."""
+_EARLIER = "journal.earlier"
+MAX_EARLIER = 64
+"""Epochs of before that are remembered."""
+CARRIED_AT_ONCE = 200
 
 
 class ReceiptOutcome(StrEnum):
@@ -81,7 +88,8 @@ class Journal:
         with database.transaction():
             owner = database.get("journal.device")
             if owner is None:
-                self._open_epoch()
+                self._open_epoch({"reason": "new_store"})
+                database.put("journal.device", device)
             elif owner != device:
                 raise ConflictError(
                     "journal.other_device",
@@ -111,18 +119,10 @@ class Journal:
             ValueError: A fact or body is not canonical JSON; a bug.
         """
         with self._database.transaction(spare=spare):
-            before = self._remembered.get(stream) or self._head(stream)
-            entry = self._follow(before, stream, kind, facts, body)
-            if not self._move_head(stream, before, entry):
-                before = self._head(stream)  # a rollback took back what was remembered
-                entry = self._follow(before, stream, kind, facts, body)
-                if not self._move_head(stream, before, entry):
-                    raise RuntimeError(f"the head of {stream} moved inside a transaction")
-            self._database.connection.execute(
-                "INSERT INTO entry VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (stream.value, before.epoch, entry.seq, kind, entry.hash, entry.header, entry.body, entry.salt),
-            )
-            self._remembered[stream] = _Newest(before.epoch, entry.seq, entry.hash)
+            entry = self._append_at(stream, kind, facts, body, time_ms=self._now_ms())
+            size = len(entry.header.encode()) + len((entry.body or "").encode())
+            if size > MAX_ENTRY_BYTES:
+                raise InvalidError("journal.entry_too_large", f"an entry {kind} of {size} bytes", kind=kind, size=size)
         return entry
 
     def heads(self) -> dict[str, Head]:
@@ -214,6 +214,78 @@ class Journal:
                 gone += self._thin_segments(segment_bodies)
         return gone
 
+    @property
+    def earlier(self) -> tuple[str, ...]:
+        """The epochs that came before the present one, as far as this store knows."""
+        return tuple((self._database.get(_EARLIER) or "").split())
+
+    def hash_of(self, stream: Stream, seq: int) -> str | None:
+        """Return the hash of a row of the present epoch, None where it was thinned (or never was)."""
+        epoch, _, _, _ = self._stream(stream)
+        row = self._database.connection.execute(
+            "SELECT hash FROM entry WHERE stream = ? AND epoch = ? AND seq = ?", (stream.value, epoch, seq)
+        ).fetchone()
+        return None if row is None else str(row[0])
+
+    def note_lost(self, theirs: Mapping[str, Committed]) -> None:
+        """Record that this store replaces one that was lost, whose newest rows at the controller are ``theirs``."""
+        with self._database.transaction():
+            self.append(Stream.AUDIT, "epoch.recovery", {"reason": "store_lost", **_named(theirs)})
+            self._remember([head.epoch for head in theirs.values()])
+
+    def reopen(self, reason: str, theirs: Mapping[str, Committed]) -> int:
+        """Begin a new epoch, since numbers of the present one are taken by other rows; return how many rows it repeats.
+
+        Its first entry names both sides' newest rows. Rows that no receipt covers follow, each under a new number with
+        its old one (``again``) and hash (``was``): some may have arrived before, none is lost. Audit entries stay under
+        their old numbers too.
+        """
+        with self._database.transaction():
+            before = {stream: self._stream(stream) for stream in Stream}
+            self._open_epoch(
+                {
+                    "reason": reason,
+                    **{
+                        f"{stream.value}_{name}": value
+                        for stream, (epoch, seq, digest, _) in before.items()
+                        for name, value in (("before", epoch), ("last", seq), ("hash", digest))
+                    },
+                    **_named(theirs),
+                }
+            )
+            self._remember([epoch for epoch, _, _, _ in before.values()] + [head.epoch for head in theirs.values()])
+            carried = sum(self._carry(stream, epoch, acked) for stream, (epoch, _, _, acked) in before.items())
+            self._database.connection.execute(
+                "DELETE FROM entry WHERE stream = ? AND epoch = ?",
+                (Stream.TELEMETRY.value, before[Stream.TELEMETRY][0]),
+            )
+        return carried
+
+    def _carry(self, stream: Stream, epoch: str, acked: int) -> int:
+        """Append again what of ``epoch`` no receipt covers."""
+        carried, last = 0, acked
+        while rows := self._database.connection.execute(
+            "SELECT seq, hash, header, body FROM entry WHERE stream = ? AND epoch = ? AND seq > ? ORDER BY seq LIMIT ?",
+            (stream.value, epoch, last, CARRIED_AT_ONCE),
+        ).fetchall():
+            for seq, digest, header, body in rows:
+                said = json.loads(header)
+                facts = {name: value for name, value in said.items() if name not in _OWN_KEYS}
+                self._append_at(
+                    stream,
+                    said["y"],
+                    {**facts, "again": f"{epoch}/{seq}", "was": digest},
+                    None if body is None else json.loads(body),
+                    time_ms=said["t"],
+                )
+                last = seq
+            carried += len(rows)
+        return carried
+
+    def _remember(self, epochs: Collection[str]) -> None:
+        known = [*self.earlier, *epochs]
+        self._database.put(_EARLIER, " ".join(list(dict.fromkeys(known))[-MAX_EARLIER:]))
+
     def _stream(self, stream: Stream) -> tuple[str, int, str, int]:
         """Return epoch, head's number and hash, and acked. Read every time: a rollback leaves nothing stale."""
         row = self._database.connection.execute(
@@ -226,33 +298,42 @@ class Journal:
         epoch, seq, digest, _ = self._stream(stream)
         return _Newest(epoch, seq, digest)
 
-    def _follow(
+    def _append_at(
         self,
-        before: _Newest,
         stream: Stream,
         kind: str,
         facts: dict[str, str | int | bool | None],
         body: object | None,
+        *,
+        time_ms: int,
     ) -> Entry:
-        """Return the row that comes behind ``before``.
+        """Append inside the caller's transaction, of whatever size, as of ``time_ms``."""
+        before = self._remembered.get(stream) or self._head(stream)
 
-        Raises:
-            InvalidError: ``journal.entry_too_large``.
-        """
-        entry = chain.build(
-            device=self._device,
-            epoch=before.epoch,
-            seq=before.seq + 1,
-            time_ms=self._now_ms(),
-            kind=kind,
-            previous=before.hash if stream in _CHAINED else None,
-            facts=facts,
-            body=body,
-            salt=None if body is None else self._random_bytes(chain.SALT_BYTES),
+        def follow(newest: _Newest) -> Entry:
+            return chain.build(
+                device=self._device,
+                epoch=newest.epoch,
+                seq=newest.seq + 1,
+                time_ms=time_ms,
+                kind=kind,
+                previous=newest.hash if stream in _CHAINED else None,
+                facts=facts,
+                body=body,
+                salt=None if body is None else self._random_bytes(chain.SALT_BYTES),
+            )
+
+        entry = follow(before)
+        if not self._move_head(stream, before, entry):
+            before = self._head(stream)  # a rollback took back what was remembered
+            entry = follow(before)
+            if not self._move_head(stream, before, entry):
+                raise RuntimeError(f"the head of {stream} moved inside a transaction")
+        self._database.connection.execute(
+            "INSERT INTO entry VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (stream.value, before.epoch, entry.seq, kind, entry.hash, entry.header, entry.body, entry.salt),
         )
-        size = len(entry.header.encode()) + len((entry.body or "").encode())
-        if size > MAX_ENTRY_BYTES:
-            raise InvalidError("journal.entry_too_large", f"an entry {kind} of {size} bytes", kind=kind, size=size)
+        self._remembered[stream] = _Newest(before.epoch, entry.seq, entry.hash)
         return entry
 
     def _move_head(self, stream: Stream, before: _Newest, entry: Entry) -> bool:
@@ -267,15 +348,14 @@ class Journal:
         )
         return moved.rowcount == 1
 
-    def _open_epoch(self) -> None:
+    def _open_epoch(self, facts: dict[str, str | int | bool | None]) -> None:
         epoch = self._random_bytes(EPOCH_BYTES).hex()
         for stream in Stream:
             self._database.connection.execute(
-                "INSERT INTO stream (stream, epoch, seq, hash) VALUES (?, ?, 0, ?)",
+                "INSERT OR REPLACE INTO stream (stream, epoch, seq, hash) VALUES (?, ?, 0, ?)",
                 (stream.value, epoch, chain.genesis(self._device, stream.value, epoch)),
             )
-        self._database.put("journal.device", self._device)
-        self.append(Stream.AUDIT, "epoch.opened", {"reason": "new_store"})
+        self.append(Stream.AUDIT, "epoch.opened", facts)
 
     def _check_head(self) -> None:
         epoch, seq, digest, _ = self._stream(Stream.AUDIT)
@@ -346,35 +426,41 @@ class Journal:
 
     def _thin_segments(self, cap: int) -> int:
         execute = self._database.connection.execute
-        _, _, _, acked = self._stream(Stream.AUDIT)
+        current, _, _, acked = self._stream(Stream.AUDIT)
         (count,) = execute("SELECT count(*) FROM entry WHERE kind = ? AND body IS NOT NULL", (SEGMENT_KIND,)).fetchone()
         if count <= cap:
             return 0
-        numbers = [
-            seq
-            for (seq,) in execute(
-                "SELECT seq FROM entry WHERE kind = ? AND body IS NOT NULL ORDER BY seq LIMIT ?",
-                (SEGMENT_KIND, count - int(cap * KEPT_AFTER_THINNING)),
+        rows = execute(
+            "SELECT epoch, seq FROM entry WHERE kind = ? AND body IS NOT NULL ORDER BY rowid LIMIT ?",
+            (SEGMENT_KIND, count - int(cap * KEPT_AFTER_THINNING)),
+        ).fetchall()
+        for epoch in dict.fromkeys(epoch for epoch, _ in rows):
+            numbers = [seq for one, seq in rows if one == epoch]
+            execute(
+                "UPDATE entry SET body = NULL, salt = NULL"
+                " WHERE kind = ? AND body IS NOT NULL AND epoch = ? AND seq <= ?",
+                (SEGMENT_KIND, epoch, numbers[-1]),
             )
-        ]
-        execute(
-            "UPDATE entry SET body = NULL, salt = NULL WHERE kind = ? AND body IS NOT NULL AND seq <= ?",
-            (SEGMENT_KIND, numbers[-1]),
-        )
-        self.append(
-            Stream.AUDIT,
-            "audit.thinned",
-            {
+            facts: dict[str, str | int | bool | None] = {
                 "bodies": len(numbers),
-                "unsent": sum(1 for seq in numbers if seq > acked),
+                "unsent": sum(1 for seq in numbers if epoch == current and seq > acked),
                 "kind": SEGMENT_KIND,
                 "first": numbers[0],
                 "last": numbers[-1],
-            },
-        )
-        return len(numbers)
+            }
+            self.append(Stream.AUDIT, "audit.thinned", facts if epoch == current else {**facts, "epoch": epoch})
+        return len(rows)
 
 
 def _encoded_size(text: str | None) -> int:
     """Return the bytes that ``text`` takes inside a message (UTF-8, escaped)."""
     return 0 if text is None else len(json.dumps(text, ensure_ascii=False).encode())
+
+
+def _named(theirs: Mapping[str, Committed]) -> dict[str, str | int | bool | None]:
+    """Return the controller's newest rows as facts of an entry."""
+    return {
+        f"controller_{stream.value}": f"{head.epoch}/{head.seq}/{head.hash or ''}"
+        for stream in Stream
+        if (head := theirs.get(stream.value)) is not None
+    }

@@ -7,7 +7,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 from garrison_agent.api.commands import (
+    BeginImport,
     Doctor,
+    GetExport,
     GetStatus,
     ListCache,
     ListModels,
@@ -19,10 +21,13 @@ from garrison_agent.api.commands import (
     UnloadResult,
     unknown_model,
 )
+from garrison_agent.api.errors import lease_expired
 from garrison_agent.core.deployment import SWITCHING
 from garrison_agent.core.slot import LoadWanted, Phase, Slot, UnloadWanted
 from garrison_agent.events import Asked
 from garrison_agent.outbox.journal import Journal
+from garrison_agent.owner.bundle_export import BundleExport
+from garrison_agent.owner.bundle_import import BundleImport
 from garrison_agent.owner.deployments import Deployments
 from garrison_agent.owner.shelf import Package, Shelf
 from garrison_agent.owner.views import Views
@@ -62,6 +67,8 @@ class Commands:
         shelf: Shelf,
         journal: Journal,
         views: Views,
+        imports: BundleImport,
+        exports: BundleExport,
         memory_budget_mb: int,
     ) -> None:
         self._deployments = deployments
@@ -69,6 +76,8 @@ class Commands:
         self._shelf = shelf
         self._journal = journal
         self._views = views
+        self._imports = imports
+        self._exports = exports
         self._memory_budget_mb = memory_budget_mb
         self._waiters: list[_Waiter] = []
 
@@ -92,6 +101,10 @@ class Commands:
                     self._load(name, asked.answer)
                 case UnloadModel(name):
                     self._unload(name, asked.answer)
+                case BeginImport():
+                    asked.answer.set_result(self._imports.begin())
+                case GetExport(cursor):
+                    asked.answer.set_result(self._exports.page(cursor))
         except GarrisonError as error:
             asked.answer.set_exception(error)
 
@@ -120,6 +133,8 @@ class Commands:
         if slot.phase is Phase.READY:
             answer.set_result(LoadResult(id=serving.package.id, alias=slot.alias, outcome="already_loaded"))
             return
+        if slot.barred:
+            raise lease_expired(serving.package.id)
         if len(self._waiters) >= MAX_WAITERS:  # callers give up long before a switch ends, and ask again
             raise UnavailableError("agent.busy", "too many wait for models already", retryable=True)
         self._require_memory(slot, serving.package, serving.variant)
@@ -232,6 +247,8 @@ class Commands:
 
 def _load_failure(slot: Slot, waiter: _Waiter) -> GarrisonError | None:
     """Return why a load that was waited for did not come about, or None while it still may."""
+    if slot.barred:
+        return lease_expired(waiter.package.id)
     match slot.phase:
         case Phase.REPAIRING:
             return UnavailableError(

@@ -10,6 +10,7 @@ from garrison_agent.adapters.slots import SlotStore
 from garrison_agent.api.routes import Route, RouteTable
 from garrison_agent.core.deployment import advance, new_slot, resume
 from garrison_agent.core.desired import reconcile
+from garrison_agent.core.lease import Standing, changes
 from garrison_agent.core.slot import Assign, Event, Now, Nudged, Phase, Served, Slot, Step
 from garrison_agent.events import Progress, Tick
 from garrison_agent.outbox.journal import Journal
@@ -18,7 +19,7 @@ from garrison_agent.owner.shelf import Shelf
 from garrison_agent.owner.timers import Timers
 from garrison_agent.owner.workers import Workers
 from garrison_protocol.errors import GarrisonError
-from garrison_protocol.manifest import PackageRef
+from garrison_protocol.manifest import Lease, PackageRef
 from garrison_protocol.messages.desired import Desired
 from garrison_protocol.messages.report import AliasReport
 from garrison_protocol.states import DeploymentState, Stream
@@ -101,6 +102,32 @@ class Deployments:
             if slot.state is DeploymentState.WAITING:
                 self.deliver(alias, Nudged())
 
+    def judge_leases(self, *, fresh_at_s: float, now_s: float) -> None:
+        """Act on leases that have run out by ``now_s`` since fresh metadata was last verified, or count anew since."""
+        for alias, event in changes(self._slots, self._leases(), fresh_at_s=fresh_at_s, now_s=now_s).items():
+            self.deliver(alias, event)
+
+    def leases(self, *, fresh_at_s: float, now_s: float) -> dict[str, Standing]:
+        """Return how the lease of each serving model stands that has one, by alias."""
+        return {
+            alias: Standing(lease, fresh_at_s, now_s) for alias, lease in self._leases().items() if lease is not None
+        }
+
+    @property
+    def lease_ended(self) -> bool:
+        """Whether the lease of any serving model has run out."""
+        return any(slot.lease_ended for slot in self._slots.values())
+
+    def _leases(self) -> dict[str, Lease | None]:
+        found = {}
+        for slot in self._slots.values():
+            if slot.serving is not None:
+                try:
+                    found[slot.alias] = self._shelf.manifest(slot.serving.package).lease
+                except GarrisonError:
+                    continue  # being repaired; what is known of its lease stays
+        return found
+
     def progressed(self, progress: Progress) -> None:
         """Note how far a download is."""
         if progress.alias in self._slots:
@@ -139,6 +166,7 @@ class Deployments:
                     manifest=manifest,
                     state=slot.state.value,
                     loaded=socket is not None,
+                    barred=slot.barred,
                 )
             )
         return RouteTable(tuple(routes))
@@ -172,6 +200,7 @@ class Deployments:
             total_bytes=total,
             serving=None if slot.serving is None else slot.serving.package,
             loaded=slot.phase is Phase.READY,
+            lease_expired=slot.lease_ended,
             evaluation=slot.evaluation,
         )
 

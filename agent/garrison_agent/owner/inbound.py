@@ -9,7 +9,8 @@ from garrison_agent.adapters.database import Database
 from garrison_agent.core.desired import Applied, Verdict, judge
 from garrison_agent.core.slot import Now
 from garrison_agent.events import Message
-from garrison_agent.outbox.journal import Journal
+from garrison_agent.outbox.journal import Journal, ReceiptOutcome
+from garrison_agent.owner.anchor import Anchors
 from garrison_agent.owner.deployments import Deployments
 from garrison_agent.owner.trust import Trust
 from garrison_agent.owner.uplink import Uplink
@@ -40,6 +41,7 @@ class Inbound:
         database: Database,
         journal: Journal,
         trust: Trust,
+        anchors: Anchors,
         deployments: Deployments,
         uplink: Uplink,
         now: Callable[[], Now],
@@ -48,6 +50,7 @@ class Inbound:
         self._database = database
         self._journal = journal
         self._trust = trust
+        self._anchors = anchors
         self._deployments = deployments
         self._uplink = uplink
         self._now = now
@@ -59,13 +62,15 @@ class Inbound:
         self._counted_at = float("-inf")
         self._recorded_at: dict[str, float] = {}
         self._pending: bytes | None = None
+        self._held: tuple[int, bytes] | None = None
+        """The newest desired state that waits for an anchor: its counter, and the envelope."""
         self._notice: str | None = None
 
-    def handle(self, message: Message) -> None:
-        """Apply one message, or refuse it."""
+    def handle(self, message: Message, *, wait: bool = True) -> GarrisonError | None:
+        """Apply one message, or refuse it and return why; with ``wait``, one by an unknown key after newer metadata."""
         if message.topic == topics.REGISTRY_TIMESTAMP:
             self._notify(message.payload)
-            return
+            return None
         try:
             topic = topics.parse(message.topic)
             if topic.device != self._device:
@@ -73,27 +78,44 @@ class Inbound:
             match topic.kind:
                 case topics.Down.DESIRED:
                     if message.payload:  # an empty one means that nothing is retained any more
-                        self._desired(message.payload, wait=True)
+                        self._desired(message.payload, wait=wait)
                 case topics.Down.RECEIPT:
                     self._receipt(message.payload)
                 case _:
                     raise InvalidError("topic.unexpected", f"boards send {topic.kind.value}, they do not get it")
         except InsufficientError as error:  # not the message's fault; it comes again until it is answered
             _log.error("%s. %s", error, error.hint)
+            return error
         except GarrisonError as error:
-            self._refuse(error, message.topic)
+            self.refuse(error, message.topic)
+            return error
+        return None
 
     def metadata_checked(self, error: GarrisonError | None) -> None:
         """Judge a desired state again that was signed by a key unknown until now."""
         if self._pending is None or error is not None:
             return
         payload, self._pending = self._pending, None
+        self._judge_again(payload)
+
+    def anchored(self) -> None:
+        """Judge a desired state again that waited for an anchor."""
+        if self._held is not None:
+            (_, payload), self._held = self._held, None
+            self._judge_again(payload)
+
+    @property
+    def held(self) -> int | None:
+        """The counter of the desired state that waits for an anchor, if one does."""
+        return None if self._held is None else self._held[0]
+
+    def _judge_again(self, payload: bytes) -> None:
         try:
             self._desired(payload, wait=False)
         except InsufficientError as full:
             _log.error("%s. %s", full, full.hint)
         except GarrisonError as refused:
-            self._refuse(refused, topics.down(self._device, topics.Down.DESIRED))
+            self.refuse(refused, topics.down(self._device, topics.Down.DESIRED))
 
     def count(self) -> None:
         """Store the counts of refused messages that are not stored yet."""
@@ -132,13 +154,24 @@ class Inbound:
         desired = parse_message(desired_state.Desired, opened.body, device=self._device)
         digest = sha256_hex(opened.body)
         facts: dict[str, str | int | bool | None] = {"counter": desired.counter, "sha256": digest}
-        match judge(self.applied, desired.counter, digest):
+        match judge(self.applied, desired.counter, digest, self._anchors.lowest_counter):
             case Verdict.REPEATED:
                 return
             case Verdict.OLDER:
                 raise RefusedError(
                     "desired.counter_not_newer",
                     f"desired state {desired.counter} came after {self.applied.counter}",
+                    counter=desired.counter,
+                )
+            case Verdict.HOLD:
+                if self._held is None or desired.counter >= self._held[0]:
+                    self._held = (desired.counter, payload)
+                self._anchors.ask()
+            case Verdict.BELOW_ANCHOR:
+                raise RefusedError(
+                    "desired.below_anchor",
+                    f"desired state {desired.counter} is older than {self._anchors.lowest_counter}, "
+                    "which the controller had signed for this board",
                     counter=desired.counter,
                 )
             case Verdict.CONFLICT:
@@ -167,9 +200,12 @@ class Inbound:
         if self._trust.fleet is None:
             return  # nobody's key is known yet; the rows go again, and so will the receipt
         opened = self._open(payload, KeyPurpose.RECEIPT, streams.RECEIPT_KIND)
-        self._uplink.received(parse_message(streams.Receipt, opened.body, device=self._device))
+        outcome = self._uplink.received(parse_message(streams.Receipt, opened.body, device=self._device))
+        if outcome is ReceiptOutcome.ALARM:
+            self._anchors.ask()  # it may be this store that is wrong
 
-    def _refuse(self, error: GarrisonError, topic: str) -> None:
+    def refuse(self, error: GarrisonError, topic: str) -> None:
+        """Count and record that what came from ``topic`` is not believed."""
         self.refused[error.code] = self.refused.get(error.code, 0) + 1
         self._uncounted.add(error.code)
         kind = "desired.refused" if topic.endswith(f"/{topics.Down.DESIRED.value}") else "message.refused"

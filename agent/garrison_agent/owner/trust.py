@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 
 from pydantic import BaseModel
 
@@ -16,16 +16,16 @@ from garrison_agent.core.slot import Event, JobFailed, MustWait
 from garrison_agent.events import MetadataChecked, Post
 from garrison_agent.outbox.journal import Journal
 from garrison_agent.owner.jobs import Jobs, Work, failure
+from garrison_agent.owner.timekeeper import Timekeeper
 from garrison_agent.registry.trust import Refresh, admit
 from garrison_protocol.errors import GarrisonError, InvalidError, RefusedError
-from garrison_protocol.fleet import Fleet, parse_fleet
+from garrison_protocol.fleet import Fleet, FleetKey, parse_fleet
+from garrison_protocol.keys import key_id
 from garrison_protocol.manifest import PackageRef, target_path
 from garrison_protocol.messages.report import RegistryView
 from garrison_protocol.states import Freshness, KeyPurpose, Stream, WaitReason
 
-BUILD_FLOOR_S = 1_793_491_200.0
-"""2026-11-01 in Unix seconds: no board runs this version earlier, whatever its clock says."""
-_FLOOR = "time.floor_s"
+NOT_ANCHORED = "time.not_anchored"
 _KEPT = "registry.kept"
 _FLEET = "registry.fleet"
 
@@ -39,6 +39,7 @@ class _Kept(BaseModel):
     snapshot: int
     targets: int
     refreshed_at: int
+    expires: dict[str, int] = {}
 
 
 @dataclass(frozen=True)
@@ -62,15 +63,14 @@ class Trust:
         jobs: Jobs,
         work: Work,
         post: Post,
-        wall_s: Callable[[], float],
+        time: Timekeeper,
     ) -> None:
         self._database = database
         self._journal = journal
         self._jobs = jobs
         self._work = work
         self._post = post
-        self._wall_s = wall_s
-        self._floor_s = max(BUILD_FLOOR_S, float(database.get(_FLOOR) or 0))
+        self._time = time
         kept, fleet = database.get(_KEPT), database.get(_FLEET)
         self._kept = None if kept is None else _Kept.model_validate_json(kept)
         self.fleet: Fleet | None = None if fleet is None else _readable(fleet.encode())[0]
@@ -96,15 +96,52 @@ class Trust:
         )
 
     @property
+    def fresh_at_s(self) -> float:
+        """When fresh metadata was last verified, in Unix seconds; 0: never."""
+        return 0.0 if self._kept is None else float(self._kept.refreshed_at)
+
+    @property
+    def expires(self) -> dict[str, int]:
+        """When each role of the kept metadata ends, in Unix seconds."""
+        return {} if self._kept is None else dict(self._kept.expires)
+
+    @property
     def last_error(self) -> str | None:
         """The code of the last refresh's failure; None after a success."""
         return self._last_error
 
+    def judge_at(self) -> datetime:
+        """Return the later of clock and floor, by which everything that ends is judged. Any thread may ask."""
+        return self._time.judge_at()
+
     def public_key(self, purpose: KeyPurpose) -> Callable[[str], str | None]:
         """Return the look-up of keys that ``fleet.json`` lets sign ``purpose`` now."""
-        at = datetime.fromtimestamp(max(self._floor_s, self._wall_s()), UTC)
+        at = self.judge_at()
         fleet = self.fleet
         return lambda signer: None if fleet is None else fleet.public_key(purpose, signer, at)
+
+    def director(self, signer: str) -> str | None:
+        """Return the raw director key in hex whose id is ``signer``, unless it is unknown or has ended.
+
+        For anchors: its first day may still seem to lie ahead, as long as this board does not know how late it is.
+        """
+        key = self._director(signer)
+        return None if key is None or key.not_after < self.judge_at() else key.public
+
+    def may_say(self, signer: str, time_s: int) -> bool:
+        """Tell whether the validity of director key ``signer`` covers ``time_s``, which it signed."""
+        key = self._director(signer)
+        return key is not None and key.not_before.timestamp() <= time_s <= key.not_after.timestamp()
+
+    @property
+    def director_ids(self) -> frozenset[str]:
+        """The ids of every director key in ``fleet.json``, valid now or not."""
+        return _directors(self.fleet)
+
+    def _director(self, signer: str) -> FleetKey | None:
+        keys = () if self.fleet is None else self.fleet.keys
+        listed = (key for key in keys if key.purpose is KeyPurpose.DIRECTOR and key_id(key.public) == signer)
+        return max(listed, key=lambda key: key.not_after, default=None)
 
     def resolve(self, alias: str, attempt: int, package: PackageRef) -> None:
         """Find out whether ``package`` may be installed; ``checked`` will tell."""
@@ -145,7 +182,8 @@ class Trust:
         want = sorted({target_path(one.package.name, one.package.version) for one in self._asked.values()})
         high_water = self._high_water()
         trusted_at = 0 if self._kept is None else self._kept.refreshed_at
-        work, post, floor_s = self._work, self._post, self._floor_s
+        work, post = self._work, self._post
+        floor_s, doubted_floor_s, source = self._time.floor_s(), self._time.doubted_floor_s(), self._time.source
 
         def job() -> None:
             error: GarrisonError | None = None
@@ -155,6 +193,16 @@ class Trust:
                     return
                 except GarrisonError as refused:
                     error = refused
+                if error.code == "registry.expired" and doubted_floor_s < floor_s:
+                    # Whoever signed our time may have lied. Newer metadata says so by no longer naming that key.
+                    try:
+                        view = work.refresh(want, high_water, doubted_floor_s)
+                        fleet = None if view.fleet is None else _readable(view.fleet)[0]
+                        if fleet is not None and source not in _directors(fleet):
+                            post(MetadataChecked(view, None))
+                            return
+                    except GarrisonError:
+                        pass  # expired without that key's word as well; the first error says it
             try:
                 post(MetadataChecked(work.offline(want, high_water, trusted_at, floor_s), error))
             except GarrisonError as nothing:
@@ -186,10 +234,11 @@ class Trust:
             self.freshness = Freshness.STALE
 
     def _keep(self, view: Refresh, fleet: Fleet | None) -> None:
-        kept = _Kept(freshness=view.freshness, refreshed_at=view.refreshed_at, **view.high_water)
-        changed = self._kept is None or self._kept.model_dump(exclude={"refreshed_at"}) != kept.model_dump(
-            exclude={"refreshed_at"}
+        kept = _Kept(
+            freshness=view.freshness, refreshed_at=view.refreshed_at, expires=dict(view.expires), **view.high_water
         )
+        passing = {"refreshed_at", "expires"}
+        changed = self._kept is None or self._kept.model_dump(exclude=passing) != kept.model_dump(exclude=passing)
         if not changed and self._kept is not None and view.refreshed_at == self._kept.refreshed_at:
             return
         self._kept = kept
@@ -208,6 +257,13 @@ class Trust:
         attempt, package = waiting.attempt, waiting.package
         if view is not None:
             path = target_path(package.name, package.version)
+            if self._time.uncertain:
+                return MustWait(
+                    attempt,
+                    WaitReason.METADATA_STALE,
+                    NOT_ANCHORED,
+                    "the clock is wrong, and the controller has not told the time since the agent started",
+                )
             try:
                 admit(view, package)
                 return admitted(attempt, package, view.manifests[path])
@@ -227,3 +283,9 @@ def _readable(fleet: bytes) -> tuple[Fleet | None, GarrisonError | None]:
         return parse_fleet(fleet), None
     except GarrisonError as error:
         return None, error
+
+
+def _directors(fleet: Fleet | None) -> frozenset[str]:
+    """Return the ids of the director keys that ``fleet`` lists."""
+    keys = () if fleet is None else fleet.keys
+    return frozenset(key_id(key.public) for key in keys if key.purpose is KeyPurpose.DIRECTOR)

@@ -19,12 +19,14 @@ from garrison_protocol.envelope import seal
 from garrison_protocol.errors import InsufficientError
 from garrison_protocol.keys import SigningKey
 from garrison_protocol.messages.base import Message, encode
-from garrison_protocol.messages.report import REPORT_KIND, STATUS_KIND, Report, Status
-from garrison_protocol.messages.streams import Receipt
+from garrison_protocol.messages.report import REPORT_KIND, STATUS_KIND, Head, Report, Status
+from garrison_protocol.messages.streams import Batch, Receipt
 from garrison_protocol.states import Stream
 
 COALESCE_S = 0.5
 """At most two reports a second."""
+SETTLE_S = 30.0
+"""How long rows wait, after a start and a connect, for the anchor that tells whether their numbers are still free."""
 REFUSED_RETRY_S = 0.1
 """When to offer a message again that the link did not take."""
 AGENT_VERSION = version("garrison")
@@ -48,6 +50,10 @@ class Link(Protocol):
 
     def stop(self) -> None:
         """Disconnect in order."""
+        ...
+
+    def reconnect(self) -> None:
+        """Connect anew at once, with the board's newest certificate."""
         ...
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> bool:
@@ -92,6 +98,8 @@ class Uplink:
         self._sealed_report = b""
         self._published_at = float("-inf")
         self._pump_at: float | None = None
+        self._settled = False
+        self._hold_until = float("-inf")
 
     def attach(self, link: Link) -> None:
         """Publish through ``link`` from now on."""
@@ -108,14 +116,39 @@ class Uplink:
         Raises:
             UnavailableError: ``agent.busy``.
         """
-        death = Status(device=self._device, connection=self._numbers.take(), online=False, agent_version=AGENT_VERSION)
+        death = Status(
+            device=self._device,
+            connection=self._numbers.take(),
+            online=False,
+            agent_version=AGENT_VERSION,
+            heads=self._store(),
+        )
         return self._seal(STATUS_KIND, death)
+
+    def reconnect(self) -> None:
+        """Use the board's new certificate. Rows that no receipt covers are sent again then."""
+        if self._link is not None:
+            self._link.reconnect()
 
     def connected(self) -> None:
         """Begin again after the broker accepted a connection: it may have lost everything."""
         self._windows = {stream: window.connected() for stream, window in self._windows.items()}
+        self._hold_until = self._now().monotonic_s + SETTLE_S
         self._status_due = self._report_due = True
         self._published_at = float("-inf")
+
+    def settled(self, *, reopened: bool) -> None:
+        """The controller has told what it has of this store: rows may go. ``reopened``: under new numbers."""
+        if reopened:
+            self._windows = {
+                Stream(name): SendWindow.start(head.epoch, head.acked) for name, head in self._journal.heads().items()
+            }
+            if self.online:
+                self._windows = {stream: window.connected() for stream, window in self._windows.items()}
+        if reopened or not self._settled:
+            self._settled = True
+            self.changed()
+            self._published_at = float("-inf")  # the status names the store, and goes before its rows
 
     def disconnected(self) -> None:
         """Send nothing until the next connection."""
@@ -152,14 +185,29 @@ class Uplink:
         if link is None or not link.connected:
             return
         now_s = self._now().monotonic_s
+        if not self._settled and now_s >= self._hold_until:
+            self.settled(reopened=False)  # nobody answers; its numbers are taken to be free
         if self._status_due or self._report_due:
             rest_s = self._published_at + COALESCE_S - now_s
             if rest_s > 0:
                 self._pump_in(rest_s, now_s)
             else:
                 self._publish_state(link, now_s)
+        if not self._settled:
+            self._pump_in(self._hold_until - now_s, now_s)
+            return
         for stream, kind in _TOPICS.items():
             self._drain(link, stream, kind, now_s)
+
+    def sealed_state(self) -> tuple[bytes, bytes]:
+        """Return status and report as they would be published now, for a stick; the report may be empty."""
+        self._seal_report()
+        return self._seal(STATUS_KIND, self._filled(online=True)), self._sealed_report
+
+    def sealed_batch(self, stream: Stream, after: int) -> tuple[Batch, bytes] | None:
+        """Return the next rows behind number ``after`` with their envelope, for a stick; None: there are none."""
+        batch = self._journal.batch(stream, after)
+        return None if batch is None else (batch, self._seal(_TOPICS[stream].value, batch))
 
     def die(self) -> None:
         """Say that this board goes offline on purpose, so that nobody waits for the broker to notice."""
@@ -168,14 +216,14 @@ class Uplink:
             self._link.publish(self._topic(topics.Up.STATUS), self._seal(STATUS_KIND, death), retain=True)
 
     def _publish_state(self, link: Link, now_s: float) -> None:
+        if self._status_due:  # first: it may say that this store is a new one, which a report does not
+            birth = self._seal(STATUS_KIND, self._filled(online=True))
+            self._status_due = not link.publish(self._topic(topics.Up.STATUS), birth, retain=True)
         if self._report_due:
             self._seal_report()
             self._report_due = bool(self._sealed_report) and not link.publish(
                 self._topic(topics.Up.REPORT), self._sealed_report
             )
-        if self._status_due:
-            birth = self._seal(STATUS_KIND, self._filled(online=True))
-            self._status_due = not link.publish(self._topic(topics.Up.STATUS), birth, retain=True)
         if self._report_due or self._status_due:
             self._pump_in(REFUSED_RETRY_S, now_s)
         else:
@@ -183,7 +231,7 @@ class Uplink:
 
     def _seal_report(self) -> None:
         """Bring the sealed report up to date; the same facts keep their revision, stored before it is used."""
-        facts = self._report()
+        facts = self._report().model_copy(update={"epoch": self._windows[Stream.AUDIT].epoch})
         if facts == self._facts:
             return
         try:
@@ -201,10 +249,14 @@ class Uplink:
             "online": online,
             "connection": self._numbers.current,
             "sent_at": round(self._now().wall_s * 1000),
-            "heads": self._journal.heads(),
+            "heads": self._journal.heads() if self._settled else self._store(),
             "agent_version": AGENT_VERSION,
         }
         return self._status().model_copy(update=update)
+
+    def _store(self) -> dict[str, Head]:
+        """Return which store speaks, without a word on its rows: what an earlier one said must not count for it."""
+        return {Stream.AUDIT.value: Head(epoch=self._windows[Stream.AUDIT].epoch, seq=0, hash="")}
 
     def _drain(self, link: Link, stream: Stream, kind: topics.Up, now_s: float) -> None:
         window = self._windows[stream].tick(now_s)

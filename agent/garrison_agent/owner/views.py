@@ -17,22 +17,35 @@ from garrison_agent.api.commands import (
     StatusView,
     StreamStatus,
     model_view,
+    trust_checks,
+    trust_view,
 )
 from garrison_agent.core.desired import Applied
 from garrison_agent.core.slot import Phase, Slot
+from garrison_agent.core.trust_report import TrustFacts
 from garrison_agent.outbox.journal import Journal
+from garrison_agent.owner.anchor import Anchors
+from garrison_agent.owner.certificate import Certificate
 from garrison_agent.owner.deployments import Deployments
 from garrison_agent.owner.shelf import Shelf
 from garrison_agent.owner.telemetry import Telemetry
+from garrison_agent.owner.timekeeper import Timekeeper
 from garrison_agent.owner.trust import Trust
 from garrison_agent.owner.uplink import AGENT_VERSION
 from garrison_agent.owner.workers import Workers
 from garrison_protocol.errors import GarrisonError
 from garrison_protocol.manifest import Manifest, PackageRef, Variant
+from garrison_protocol.messages.report import RegistryView
 from garrison_protocol.states import DeploymentState, Engine, Freshness
 
 _MIB = 1024 * 1024
 _ENDED_BADLY = (DeploymentState.FAILED, DeploymentState.REJECTED, DeploymentState.ROLLED_BACK, DeploymentState.DOWN)
+
+
+def registry_view(trust: Trust, deployments: Deployments) -> RegistryView:
+    """Return what status messages say of the registry; a lease that has run out says more than its freshness."""
+    ended = deployments.lease_ended
+    return trust.view.model_copy(update={"freshness": Freshness.LEASE_EXPIRED}) if ended else trust.view
 
 
 class Views:
@@ -42,27 +55,35 @@ class Views:
         self,
         *,
         device: str,
-        broker: str,
+        broker: Callable[[], str],
+        certificate: Certificate,
         started_at: int,
         deployments: Deployments,
         workers: Workers,
         shelf: Shelf,
         journal: Journal,
         trust: Trust,
+        timekeeper: Timekeeper,
+        anchors: Anchors,
         telemetry: Telemetry,
         applied: Callable[[], Applied],
+        held: Callable[[], int | None],
         refused: Callable[[], dict[str, int]],
         online: Callable[[], bool],
         disk_reserve_bytes: int,
     ) -> None:
         self._device = device
         self._broker = broker
+        self._certificate = certificate
         self._started_at = started_at
         self._deployments = deployments
         self._workers = workers
         self._shelf = shelf
         self._journal = journal
         self._trust = trust
+        self._timekeeper = timekeeper
+        self._anchors = anchors
+        self._held = held
         self._telemetry = telemetry
         self._applied = applied
         self._refused = refused
@@ -71,7 +92,7 @@ class Views:
 
     def status(self) -> StatusView:
         """Return everything ``garrison-agent status`` shows."""
-        registry, applied = self._trust.view, self._applied()
+        registry, applied = registry_view(self._trust, self._deployments), self._applied()
         pending = self._journal.pending()
         return StatusView(
             device=self._device,
@@ -79,7 +100,8 @@ class Views:
             started_at=self._started_at,
             pid=os.getpid(),
             connected=self._online(),
-            broker=self._broker,
+            broker=self._broker(),
+            certificate=self._certificate.status(),
             registry=RegistryStatus(
                 freshness=registry.freshness.value,
                 root=registry.root,
@@ -87,6 +109,7 @@ class Views:
                 snapshot=registry.snapshot,
                 targets=registry.targets,
             ),
+            trust=trust_view(self._facts()),
             desired=DesiredStatus(counter=applied.counter, sha256=applied.sha256),
             aliases=[self._alias(slot) for slot in self._deployments.slots.values()],
             outbox={
@@ -141,7 +164,31 @@ class Views:
 
     def doctor(self) -> list[Check]:
         """Return what only the running agent knows of its health."""
-        return [self._check_broker(), self._check_registry(), self._check_disk(), *self._check_models()]
+        mine = [self._check_broker(), self._certificate.check(), self._check_registry(), self._check_disk()]
+        return [*mine, *self._check_models(), *trust_checks(trust_view(self._facts()))]
+
+    def _facts(self) -> TrustFacts:
+        trust, keeper, now_s = self._trust, self._timekeeper, self._timekeeper.now_s()
+        slots = self._deployments.slots
+        return TrustFacts(
+            freshness=trust.view.freshness,
+            root=trust.view.root,
+            fresh_at_s=trust.fresh_at_s,
+            ends=trust.expires,
+            fleet=trust.fleet,
+            clock_s=keeper.clock_s,
+            floor_s=keeper.floor_s(),
+            signer=keeper.source,
+            anchored=keeper.anchored_at is not None,
+            applied=self._applied().counter,
+            lowest=self._anchors.lowest_counter,
+            held=self._held(),
+            leases={
+                alias: (serving.package.id, standing)
+                for alias, standing in self._deployments.leases(fresh_at_s=trust.fresh_at_s, now_s=now_s).items()
+                if (serving := slots[alias].serving) is not None
+            },
+        )
 
     def _alias(self, slot: Slot) -> AliasStatus:
         serving = slot.serving
@@ -225,11 +272,11 @@ class Views:
 
     def _check_broker(self) -> Check:
         if self._online():
-            return Check(name="broker", outcome="ok", detail=f"connected to {self._broker}", fix="")
+            return Check(name="broker", outcome="ok", detail=f"connected to {self._broker()}", fix="")
         return Check(
             name="broker",
             outcome="warn",
-            detail=f"not connected to {self._broker}; models serve, and records wait in the outbox",
+            detail=f"not connected to {self._broker()}; models serve, and records wait in the outbox",
             fix="check the network, the broker, and the agent's log",
         )
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 
 from garrison_agent.owner.jobs import IsCancelled, Report
 from garrison_agent.owner.shelf import Shelf
+from garrison_agent.registry.bundle_source import Plugged, PluggedSource, PluggedVerifier
 from garrison_agent.registry.download import download_variant, repair_blob, repair_variant, verify_blob
 from garrison_agent.registry.source import Source
 from garrison_agent.registry.trust import Refresh
-from garrison_agent.registry.verifier import TrustVerifier
+from garrison_agent.registry.verifier import Verifier
 from garrison_agent.runtimes.gate import run_gate
 from garrison_protocol.canonical import sha256_hex
 from garrison_protocol.errors import GarrisonError, RefusedError
@@ -30,10 +33,23 @@ from garrison_protocol.messages.report import EvaluationSummary
 class BoardWork:
     """See ``owner.jobs.Work``."""
 
-    def __init__(self, verifier: TrustVerifier, source: Source, shelf: Shelf) -> None:
-        self._verifier = verifier
-        self._source = source
+    def __init__(
+        self,
+        verifier: Verifier,
+        source: Source,
+        shelf: Shelf,
+        plugged: Plugged,
+        blamed: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        """While a bundle is ``plugged``, both take what it has from there.
+
+        ``blamed`` makes the refusal of bytes whose sender nobody knows a reason to wait.
+        """
+        self._verifier = PluggedVerifier(plugged, verifier)
+        self._source = PluggedSource(plugged, source)
         self._shelf = shelf
+        self._plugged = plugged
+        self._blamed = blamed
 
     def refresh(self, want: list[str], high_water: dict[str, int], floor_s: float) -> Refresh:
         """As ``registry.trust.refresh``, in a process of its own."""
@@ -45,7 +61,8 @@ class BoardWork:
 
     def download(self, manifest: Manifest, variant: Variant, report: Report, cancelled: IsCancelled) -> None:
         """As ``registry.download.download_variant``."""
-        download_variant(manifest, variant, self._source, self._shelf.blobs, progress=report, cancelled=cancelled)
+        with self._plugged.blamed(), self._blamed():
+            download_variant(manifest, variant, self._source, self._shelf.blobs, progress=report, cancelled=cancelled)
 
     def verify(self, variant: Variant, cancelled: IsCancelled) -> None:
         """Read every file back. One that rotted on this disk since an earlier download is repaired.

@@ -11,6 +11,18 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from garrison_protocol.errors import InvalidError
 
+_REFUSALS = (
+    jinja2.TemplateError,
+    TypeError,
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    AttributeError,
+    RecursionError,
+    MemoryError,
+)
+"""What a template may end with, by mistake or on purpose: it is the model's, and may refuse whatever it likes."""
+
 
 class ChatTemplate:
     """Turns messages into a prompt, the way the model was trained."""
@@ -44,7 +56,7 @@ class ChatTemplate:
                 bos_token=self._begin_text,
                 eos_token=self._end_text,
             )
-        except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+        except _REFUSALS as error:
             raise InvalidError(
                 "inference.messages_refused",
                 f"the model's chat template refuses these messages: {error}",

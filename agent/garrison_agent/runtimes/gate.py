@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from garrison_agent.runtimes.scoring import accuracy, choice_passes, generate_passes, label_passes
+from garrison_agent.runtimes.patterns import pattern_matches
+from garrison_agent.runtimes.scoring import accuracy, choice_passes, label_passes
 from garrison_protocol.manifest import ChoiceCase, Evaluation, EvaluationCase, GenerateCase, LabelCase
 from garrison_protocol.messages.desired import GateLimits
 from garrison_protocol.messages.report import EvaluationSummary
@@ -150,7 +151,7 @@ def _try_case(socket_path: Path, model_id: str, case: EvaluationCase) -> tuple[b
                 {"messages": [turn.model_dump() for turn in case.messages], "max_tokens": case.max_tokens},
             )
             text = _field(_field(_field(answer, "choices"), 0), "message")["content"]
-            return generate_passes(case, text), f"the answer does not match {case.pattern!r}"
+            return pattern_matches(case.pattern, text), f"the answer does not match {case.pattern!r}"
         case LabelCase():
             name = model_id.partition(":")[0]
             request = {

@@ -159,6 +159,10 @@ def _array(data: list[Any], spec: TensorSpec) -> Array:
     if datatype == "BYTES":
         if array.dtype.kind != "U":
             _refuse("data_mismatch", f"input {name!r}: BYTES are sent as strings")
+        try:
+            "".join(array.ravel().tolist()).encode()
+        except UnicodeEncodeError:  # JSON may escape half a surrogate pair, which has no bytes
+            _refuse("data_mismatch", f"input {name!r}: a string is no valid Unicode")
         return array.astype(np.object_)
     if array.dtype.kind not in _KINDS[datatype.rstrip("0123456789")]:
         _refuse("data_mismatch", f"input {name!r}: the data does not hold {datatype} values only")
@@ -166,7 +170,11 @@ def _array(data: list[Any], spec: TensorSpec) -> Array:
         bounds = np.iinfo(np.dtype(target))
         if int(array.min()) < bounds.min or int(array.max()) > bounds.max:
             _refuse("data_mismatch", f"input {name!r}: a value does not fit {datatype}")
-    return array.astype(target)
+    with np.errstate(over="ignore"):
+        tensor = array.astype(target)
+    if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
+        _refuse("data_mismatch", f"input {name!r}: a value is NaN or infinite, or does not fit {datatype}")
+    return tensor
 
 
 def _names(specs: Sequence[TensorSpec]) -> str:

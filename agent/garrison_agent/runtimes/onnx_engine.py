@@ -36,6 +36,8 @@ onnxruntime: Any = importlib.import_module("onnxruntime")  # it ships no types
 
 INTERNAL = "/internal"
 _FATAL_ONLY = 4
+_NOWHERE = "/dev/null/none"
+"""Where weights outside of the model's file would be looked for: they were not verified, and might be any file here."""
 
 _DATATYPES = {
     "tensor(bool)": "BOOL",
@@ -86,6 +88,7 @@ class Session:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = _FATAL_ONLY  # what goes wrong is raised too
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", _NOWHERE)
         try:
             self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 
-from garrison_protocol.manifest import ChoiceCase, GenerateCase, LabelCase
-
-MAX_MATCHED_CHARS = 8192
-"""A pattern sees no more than this of an answer, whatever the model writes."""
+from garrison_protocol.manifest import ChoiceCase, LabelCase
 
 
 def choice_passes(case: ChoiceCase, log_probabilities: Sequence[float | None]) -> bool:
@@ -24,14 +20,6 @@ def choice_passes(case: ChoiceCase, log_probabilities: Sequence[float | None]) -
         return False
     expected = values[case.expected]
     return all(value < expected for index, value in enumerate(values) if index != case.expected)
-
-
-def generate_passes(case: GenerateCase, answer: str) -> bool:
-    """Tell whether ``answer`` matches the case's pattern; an invalid pattern never does."""
-    try:
-        return re.search(case.pattern, answer[:MAX_MATCHED_CHARS]) is not None
-    except re.error:
-        return False
 
 
 def label_passes(case: LabelCase, scores: Sequence[float | int]) -> bool:

@@ -24,9 +24,8 @@ def enrol(state: Path, *, start: datetime = NOW - DAY, end: datetime = NOW + 90 
     folder = state / "identity"
     folder.mkdir()
     (folder / "device.json").write_text("{}")
-    for name in ("identity.key", "tls.key"):
-        (folder / name).write_bytes(b"secret")
-        (folder / name).chmod(0o600)
+    (folder / "identity.key").write_bytes(b"secret")
+    (folder / "identity.key").chmod(0o600)
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "edge-1")])
     certificate = (
@@ -36,6 +35,7 @@ def enrol(state: Path, *, start: datetime = NOW - DAY, end: datetime = NOW + 90 
         .sign(key, hashes.SHA256())
     )
     (folder / "tls.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    (folder / "tls.pem").chmod(0o600)
     return folder
 
 
@@ -78,9 +78,9 @@ def test_a_configuration_that_is_wrong_is_the_only_finding(config: Path) -> None
 
 def test_keys_that_others_can_read(config: Path) -> None:
     folder = enrol(config.parent / "state")
-    (folder / "tls.key").chmod(0o640)
-    finding = check(config, "tls.key")
-    assert (finding["outcome"], finding["fix"]) == ("fail", f"chmod 600 {folder / 'tls.key'}")
+    (folder / "tls.pem").chmod(0o640)
+    finding = check(config, "tls.pem")
+    assert (finding["outcome"], finding["fix"]) == ("fail", f"chmod 600 {folder / 'tls.pem'}")
     (folder / "identity.key").unlink()
     assert check(config, "identity.key")["outcome"] == "fail"
 
@@ -89,7 +89,8 @@ def test_keys_that_others_can_read(config: Path) -> None:
     ("start", "end", "name", "outcome"),
     [
         (NOW - DAY, NOW + 90 * DAY, "certificate", "ok"),
-        (NOW - DAY, NOW + 13 * DAY, "certificate", "warn"),
+        (NOW - 21 * DAY, NOW + 9 * DAY, "certificate", "ok"),
+        (NOW - 26 * DAY, NOW + 4 * DAY, "certificate", "warn"),
         (NOW - 2 * DAY, NOW - DAY, "certificate", "fail"),
         (NOW + DAY, NOW + 90 * DAY, "clock", "fail"),
     ],

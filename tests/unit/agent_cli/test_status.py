@@ -20,7 +20,37 @@ def make_status(**changes: Any) -> StatusView:
         "pid": 42,
         "connected": True,
         "broker": "broker.example:8883",
+        "certificate": {
+            "not_before": 1_700_000_000,
+            "not_after": 1_702_592_000,
+            "renew_at": 1_701_728_000,
+            "ended": False,
+            "failed": 0,
+            "error_code": None,
+            "error_message": None,
+        },
         "registry": {"freshness": "FRESH", "root": 1, "timestamp": 4, "snapshot": 3, "targets": 2},
+        "trust": {
+            "clock": 1_700_000_000,
+            "floor": 1_699_990_000,
+            "floor_source": "an anchor",
+            "judged_at": 1_700_000_000,
+            "anchored": True,
+            "fresh_at": 1_699_990_000,
+            "ends": {"timestamp": 1_700_500_000},
+            "keys": [],
+            "leases": [
+                {
+                    "alias": "chat",
+                    "model": "smollm2:1.0.0",
+                    "ends_at": 1_700_090_000,
+                    "on_expiry": "stop",
+                    "ended": False,
+                }
+            ],
+            "trusts": [],
+            "refuses": [],
+        },
         "desired": {"counter": 5, "sha256": "ab" * 32},
         "aliases": [
             {
@@ -58,6 +88,9 @@ def test_everything_that_matters_is_shown() -> None:
         "edge-1",
         "0.1.0, pid 42, up 3 h 12 min",
         "broker.example:8883, connected",
+        "2023-11-14 22:13 UTC, told by the controller since the start; not before 2023-11-14 19:26 UTC",
+        "smollm2:1.0.0  2023-11-15 23:13 UTC  stop",
+        "nothing that is signed, newer, and meant for this board",
         "FRESH (root 1, timestamp 4, snapshot 3, targets 2)",
         "counter 5, sha256 abababababab...",
         "agent 52 MiB, board 812 of 3904 MiB used",
@@ -67,6 +100,8 @@ def test_everything_that_matters_is_shown() -> None:
         "DOWNLOADING 50 % of 100 MiB",
         "smollm2:1.0.0",
         "2023-11-1",
+        "until 2023-12-14",
+        "renewed from 2023-12-04",
     ):
         assert part in text
     rows = [line.split() for line in text.splitlines()]
@@ -87,6 +122,23 @@ def test_a_new_board_says_what_is_missing() -> None:
     assert "garrison-agent enroll" in text
     assert "no models are assigned" in text
     assert "not measured yet" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"not_after": None, "renew_at": None, "ended": True}, "none that can be used"),
+        ({"ended": True}, "expired on 2023-12-14"),
+        ({"renew_at": 1_600_000_000}, "renewal is due"),
+        (
+            {"failed": 3, "error_code": "renewal.grace_over", "error_message": "too late"},
+            "3 tries failed: too late [renewal.grace_over]",
+        ),
+    ],
+)
+def test_a_certificate_that_wants_attention(change: dict[str, Any], part: str) -> None:
+    certificate = cast(Any, {**make_status()["certificate"], **change})
+    assert part in render(make_status(certificate=certificate), 1_700_000_000)
 
 
 def test_failures_are_explained_below() -> None:

@@ -27,7 +27,23 @@ from tests.unit.core.slots import entry, slot_in
     ],
 )
 def test_only_a_higher_counter_is_accepted(counter: int, digest: str, verdict: Verdict) -> None:
-    assert judge(Applied(5, "a"), counter, digest) is verdict
+    assert judge(Applied(5, "a"), counter, digest, None) is verdict
+
+
+@pytest.mark.parametrize(
+    ("applied", "lowest", "verdict"),
+    [
+        (0, None, Verdict.HOLD),
+        (0, 0, Verdict.ACCEPT),
+        (0, 6, Verdict.ACCEPT),
+        (0, 7, Verdict.BELOW_ANCHOR),
+        (5, 7, Verdict.BELOW_ANCHOR),
+        (5, None, Verdict.ACCEPT),
+        (6, 9, Verdict.REPEATED),
+    ],
+)
+def test_an_anchor_says_how_far_a_board_had_been(applied: int, lowest: int | None, verdict: Verdict) -> None:
+    assert judge(Applied(applied, "b"), 6, "b", lowest) is verdict
 
 
 def test_reconcile_names_every_alias_that_is_or_was_wanted() -> None:

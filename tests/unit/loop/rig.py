@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from garrison_agent.adapters.ballast import FreeBytes, free_bytes
 from garrison_agent.adapters.database import Database
@@ -17,20 +18,23 @@ from garrison_agent.core.slot import Slot
 from garrison_agent.events import Asked, Connected, Disconnected, Message, OwnerEvent, Stop
 from garrison_agent.loop import Owner
 from garrison_agent.owner.shelf import Shelf
+from garrison_agent.registry.bundle_source import Plugged
 from garrison_agent.registry.files import BlobStore
 from garrison_agent.wiring import build_parts
 from garrison_protocol import topics
 from garrison_protocol.canonical import sha256_hex
 from garrison_protocol.envelope import seal, unseal
+from garrison_protocol.errors import UnavailableError
 from garrison_protocol.fleet import Fleet, FleetKey
 from garrison_protocol.keys import SigningKey
 from garrison_protocol.manifest import PackageRef
+from garrison_protocol.messages.anchor import ANCHOR_KIND, Anchor, Committed
 from garrison_protocol.messages.base import encode
 from garrison_protocol.messages.desired import Desired, DesiredAlias
 from garrison_protocol.messages.report import AliasReport, Inventory, Report, Status
 from garrison_protocol.messages.streams import Batch, Receipt
 from garrison_protocol.states import KeyPurpose, Stream
-from tests.fakes.board_ports import FakeClock, FakeLink, FakeModels, FakeWork
+from tests.fakes.board_ports import FakeClock, FakeLink, FakeModels, FakeRenew, FakeRenewals, FakeWork
 from tests.fakes.packages import Package, make_package
 
 DEVICE = "edge-1"
@@ -71,7 +75,24 @@ class Rig:
         )
         self.shelf = Shelf(folder / "state" / "models", BlobStore(folder / "state" / "blobs"))
         self.work = FakeWork(self.shelf, FLEET)
+        self.renew = FakeRenew(self.clock.wall_s)
+        self.plugged = Plugged()
         self.counter = 0
+        self.director = DIRECTOR
+        """Signs anchors."""
+        self.controller_silent = False
+        """Nobody answers a nonce."""
+        self.streams: dict[str, Committed] = {}
+        """What the controller has of this board's rows."""
+        self.signed_counter = 0
+        """The newest desired state that the controller says it signed."""
+        self.answer_with: dict[str, Any] = {}
+        """What the controller, or whoever answers in its place, says otherwise: arguments of ``anchor``."""
+        self.replay: bytes | None = None
+        """The answer to every nonce."""
+        self.answers: list[bytes] = []
+        self.asked = 0
+        self.enrolment_anchor: tuple[str, bytes] | None = None
         self.free_bytes: FreeBytes = free_bytes
         self.start()
 
@@ -85,7 +106,12 @@ class Rig:
             config=self.config,
             device=DEVICE,
             key=BOARD,
-            broker="broker:8883",
+            broker=lambda: "broker:8883",
+            renew=self.renew,
+            renewals=FakeRenewals(),
+            plugged=self.plugged,
+            ask_anchor=self.answer,
+            enrolment_anchor=lambda: self.enrolment_anchor,
             database=self.database,
             shelf=self.shelf,
             work=self.work,
@@ -166,6 +192,27 @@ class Rig:
 
     def receive(self, topic: str, payload: bytes) -> None:
         self.inbox.put(Message(topic, payload))
+
+    def answer(self, nonce: str) -> bytes:
+        """Answer a nonce of the board."""
+        self.asked += 1
+        if self.controller_silent or self.work.offline_now:
+            raise UnavailableError("controller.unreachable", "no network", retryable=True)
+        self.answers.append(self.replay or self.anchor(nonce, **self.answer_with))
+        return self.answers[-1]
+
+    def anchor(
+        self, nonce: str, *, key: SigningKey | None = None, time_s: float | None = None, device: str = DEVICE
+    ) -> bytes:
+        """Return what the controller signs, by a clock that is right unless ``time_s`` says otherwise."""
+        body = Anchor(
+            device=device,
+            nonce=nonce,
+            time=int(self.clock.wall_s if time_s is None else time_s),
+            desired_counter=self.signed_counter,
+            streams=dict(self.streams),
+        )
+        return seal(ANCHOR_KIND, encode(body), key or self.director)
 
     def desire(self, *entries: DesiredAlias, counter: int | None = None, key: SigningKey = DIRECTOR) -> bytes:
         """Send a desired state and return its envelope."""

@@ -68,7 +68,7 @@ def test_a_stranger_signs_nothing_here(rig: Rig) -> None:
 
 def test_a_director_key_newer_than_our_fleet_is_looked_up(rig: Rig) -> None:
     rig.connect()
-    newer = SigningKey.generate()
+    newer = rig.director = SigningKey.generate()
     rig.work.fleet = fleet_json((KeyPurpose.DIRECTOR, newer), (KeyPurpose.RECEIPT, RECEIPTS))
     rig.work.version += 1
     rig.desire(entry(package().ref), key=newer)
