@@ -1,0 +1,275 @@
+"""Honest inputs of each entry, from which fuzzing starts, and strategies that stay near them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from hypothesis import strategies as st
+
+from garrison_protocol import bundle, envelope, topics
+from garrison_protocol.keys import SigningKey
+from garrison_protocol.messages import anchor, desired, fetch, report, streams
+from garrison_protocol.messages.base import Message, encode
+from garrison_protocol.messages.enrolment import EnrolmentString, EnrolRequest, RenewResponse
+from garrison_protocol.states import KeyPurpose, Stream
+from tests.fakes.packages import make_package
+from tests.fuzz.entries import DEVICE, FILES, MESSAGES, NONCE, ROLES, enrolled, registry
+from tests.unit.loop.rig import DIRECTOR, entry, fleet_json
+from tests.unit.rollouts.fleet import FakeBoard
+
+PACKAGE = make_package()
+INFER = {
+    "id": "1",
+    "inputs": [
+        {"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [[1.5, 2]]},
+        {"name": "n", "shape": [2], "datatype": "INT8", "data": [1, -128]},
+        {"name": "s", "shape": [1], "datatype": "BYTES", "data": ["text"]},
+        {"name": "b", "shape": [1], "datatype": "BOOL", "data": [True]},
+        {"name": "u", "shape": [1], "datatype": "UINT64", "data": [18446744073709551615]},
+    ],
+    "outputs": [{"name": "y"}],
+}
+CHAT = {
+    "model": "chat",
+    "messages": [{"role": "user", "content": [{"type": "text", "text": "hello"}]}, {"role": "user", "content": "x"}],
+    "stream": True,
+    "stream_options": {"include_usage": True},
+    "temperature": 0.5,
+    "stop": ["a", "b"],
+    "seed": 1,
+}
+
+
+PLACES = 60
+"""More values than any signed part of the fake registry's metadata has."""
+
+
+def bodies() -> dict[str, bytes]:
+    """Return one honest body of each kind of message."""
+    board = FakeBoard(DEVICE)
+    board.record("test", {"a": 1}, alias="chat")
+    digest = "0" * 64
+    messages: dict[str, Message] = {
+        "status": board.status(counter=3, sha256=digest),
+        "report": report.Report(
+            device=DEVICE,
+            revision=1,
+            aliases=(
+                report.AliasReport.model_validate(
+                    {"alias": "chat", "package": PACKAGE.ref, "rollout": "r", "state": "ACTIVE", "step": 1}
+                ),
+            ),
+            refused={"envelope.malformed": 1},
+        ),
+        "audit": board.batch(),
+        "receipt": streams.Receipt(device=DEVICE, stream=Stream.AUDIT, epoch="0" * 16, up_to=1, hash=digest),
+        "desired": desired.Desired(device=DEVICE, counter=1, aliases=(entry(PACKAGE.ref, soak_s=1.5),)),
+        "anchor": anchor.Anchor(
+            device=DEVICE, nonce="0" * 32, time=1, streams={"audit": anchor.Committed(epoch="0" * 16, seq=1)}
+        ),
+        "fetch": fetch.Fetch(device=DEVICE, request="0" * 16, kind=fetch.FetchKind.BLOB, sha256=digest),
+    }
+    return {kind: encode(messages[kind]) for kind in MESSAGES}
+
+
+@cache
+def seeds() -> Mapping[str, tuple[bytes, ...]]:
+    """Return honest inputs by entry."""
+    honest, of_kind = registry(), bodies()
+    line = EnrolmentString(url="https://x:1", token="t", root_sha256="0" * 64, server_ca_sha256="0" * 64)
+    request = EnrolRequest(token="t", csr_pem="pem", identity="0" * 64, proof="0" * 128)
+    refusal = fetch.FetchRefusal(code="device.revoked", message="no", hint="ask", status=403)
+    frame = fetch.pack_chunk(fetch.Chunk("0" * 16, 0, 4, fetch.ChunkStatus.DATA, b"data"))
+    names = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, DEVICE)])
+    key = ec.generate_private_key(ec.SECP256R1())
+    request_for = x509.CertificateSigningRequestBuilder().subject_name(names).sign(key, hashes.SHA256())
+    csr = request_for.public_bytes(serialization.Encoding.PEM)
+    trusted = (honest.folder / "trusted.json").read_bytes()
+    files = [honest.content.metadata[name] for name in FILES[:-1]] + [PACKAGE.manifest_bytes]
+    return {
+        "envelope": (envelope.seal("status", of_kind["status"], SigningKey.generate()),),
+        "signed": tuple(bytes([place]) + body for place, body in enumerate(of_kind.values())),
+        "topic": (b"garrison/v1/up/edge-1/status", b"garrison/v1/down/edge-1/chunk", b"garrison/v1/registry/timestamp"),
+        "manifest": (PACKAGE.manifest_bytes,),
+        "fleet": (fleet_json((KeyPurpose.DIRECTOR, DIRECTOR), floors={"chat": "1.0"}),),
+        "message": tuple(of_kind.values()),
+        "chunk": (
+            refusal.model_dump_json().encode(),
+            frame,
+            struct.pack(">4s8sQQB", b"GCH1", bytes(8), 2**64 - 1, 0, 1),
+        ),
+        "enrolment": (
+            line.encode().encode(),
+            line.encode().removeprefix("garrison-enroll:").encode(),
+            request.model_dump_json().encode(),
+        ),
+        "bundle": (
+            b"metadata/3.family-smollm.json",
+            b"targets/" + b"0" * 64 + b"/models/con_/1.0/manifest.json",
+            b"blobs/sha256/00/" + b"0" * 64,
+            b"home/edge-1/audit/0123456789abcdef-000000000001.dsse",
+            bundle.Head(fleet="demo", created=1, valid_until=2, devices=(DEVICE,)).model_dump_json().encode(),
+            bundle.HomeRequest(nonce="0" * 32).model_dump_json().encode(),
+        ),
+        "csr": (csr, x509.load_pem_x509_csr(csr).public_bytes(serialization.Encoding.DER)),
+        "renewal": (
+            b'\x00{"nonce": "n", "time": 0}',
+            b"\x01" + RenewResponse(certificate_pem="pem", mqtt_host="x", mqtt_port=1).model_dump_json().encode(),
+            b"\x02" + enrolled().certificate,
+        ),
+        "metadata": tuple(bytes([place]) + data for place, data in enumerate(files)),
+        "resigned": tuple(bytes([role, place]) + b"1" for role in range(4) for place in (0, 7, 20)),
+        "cache": (trusted,),
+        "infer": (json.dumps(INFER).encode(), json.dumps({"inputs": INFER["inputs"][:1]}).encode()),
+        "openai": (
+            json.dumps(CHAT).encode(),
+            json.dumps({"model": "m", "prompt": ["text"], "max_tokens": 5}).encode(),
+            json.dumps({"prompt": "a", "choices": ["b", "c"]}).encode(),
+        ),
+        "filter": (b"name=edge-1,group=/demo/*,label.site!=x", b"*"),
+        "board": (
+            b"\x00" + of_kind["desired"],
+            b"\x01" + of_kind["receipt"],
+            b"\x02" + of_kind["anchor"].replace(b"0" * 32, NONCE),
+        ),
+        "controller": tuple(
+            bytes([place]) + of_kind.get(kind.value, of_kind["audit"]) for place, kind in enumerate(topics.Up)
+        ),
+    }
+
+
+ODD: tuple[object, ...] = (
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1,
+    2**31,
+    2**53,
+    2**63,
+    2**64,
+    10**400,
+    0.5,
+    -0.0,
+    1e308,
+    float("inf"),
+    float("nan"),
+    "",
+    "\x00",
+    "\ud800",
+    "a" * 5000,
+    "../../x",
+    "0" * 64,
+    "1.0",
+    "2026-01-01T00:00:00Z",
+    "9999-12-31T23:59:59Z",
+    [],
+    {},
+    [[]],
+    [{}],
+    {"": {}},
+    {"a": "\udfff"},
+    ["x"] * 3000,
+)
+"""Values that programs are known to stumble over."""
+WORST: tuple[object, ...] = (None, -1, 2**63, 10**400, float("inf"), "\ud800", "\x00", [], {})
+"""A few of them, for readers that touch a disk."""
+
+
+def near(entry_name: str) -> st.SearchStrategy[bytes]:
+    """Return a strategy of honest inputs with a few changes: in their bytes, or in the JSON they hold."""
+    honest = st.sampled_from(seeds()[entry_name])
+    odd = st.one_of(st.sampled_from(ODD), st.integers(), st.text(max_size=20))
+    return st.one_of(
+        st.binary(max_size=300),
+        honest,
+        st.builds(_splice, honest, st.integers(0, 10_000), st.integers(0, 40), st.binary(max_size=40)),
+        st.builds(_change, honest, st.integers(0, 10_000), odd),
+        st.builds(_drop, honest, st.integers(0, 10_000)),
+        st.builds(_nest, honest, st.integers(0, 10_000), st.sampled_from([10, 500, 50_000])),
+    )
+
+
+def odd_everywhere(data: bytes, values: Sequence[object] = ODD) -> Iterator[bytes]:
+    """Yield ``data`` with each value of its JSON replaced by each odd value, one at a time, and each left out."""
+    for place in range(_places(data)):
+        yield _drop(data, place)
+        for value in values:
+            yield _change(data, place, value)
+
+
+def resigned_everywhere() -> Iterator[bytes]:
+    """Yield inputs of ``resigned``: every role, every place, and a few odd values."""
+    for role, name in enumerate(FILES[: len(ROLES)]):
+        signed = json.loads(registry().content.metadata[name])["signed"]
+        for place in range(_places(json.dumps(signed).encode())):
+            for value in WORST:
+                yield bytes([role, place]) + json.dumps(value).encode()
+
+
+def _places(data: bytes) -> int:
+    for skip in (0, 1):
+        with contextlib.suppress(ValueError):
+            places: list[tuple[Any, Any]] = []
+            _walk(json.loads(data[skip:]), places)
+            return len(places)
+    return 0
+
+
+def resigned() -> st.SearchStrategy[bytes]:
+    """Return a strategy for ``resigned``: a role, a place, and an odd value."""
+    value = st.sampled_from(ODD).map(lambda odd: json.dumps(odd).encode())
+    return st.builds(
+        lambda role, place, odd: bytes([role, place]) + odd, st.integers(0, 3), st.integers(0, PLACES), value
+    )
+
+
+def _splice(data: bytes, at: int, cut: int, new: bytes) -> bytes:
+    at %= len(data) + 1
+    return data[:at] + new + data[at + cut :]
+
+
+def _change(data: bytes, place: int, value: object) -> bytes:
+    return _edited(data, place, lambda node, key: node.__setitem__(key, value))
+
+
+def _drop(data: bytes, place: int) -> bytes:
+    return _edited(data, place, lambda node, key: node.__delitem__(key))
+
+
+def _nest(data: bytes, place: int, depth: int) -> bytes:
+    mark = "@nested@"
+    text = _change(data, place, mark)
+    return text.replace(f'"{mark}"'.encode(), b"[" * depth + b"]" * depth)
+
+
+def _edited(data: bytes, place: int, edit: Callable[[Any, Any], None]) -> bytes:
+    """Apply ``edit`` to one place of the JSON in ``data``, which may stand behind one byte."""
+    for skip in (0, 1):
+        try:
+            document = json.loads(data[skip:])
+        except ValueError:
+            continue
+        places: list[tuple[Any, Any]] = []
+        _walk(document, places)
+        if places:
+            edit(*places[place % len(places)])
+            return data[:skip] + json.dumps(document).encode()
+    return data
+
+
+def _walk(node: object, places: list[tuple[Any, Any]]) -> None:
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, item in list(items):
+        places.append((node, key))
+        _walk(item, places)
