@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-install check lint bench clean
+.PHONY: help setup demo test test-install check lint bench fuzz clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,7 @@ demo: $(STAMP) ## Run the main job, end to end, on real parts (KEEP=1 leaves it 
 
 test: $(STAMP) ## Run all tests
 	@scripts/broker.sh
+	@scripts/softhsm.sh
 	@$(BIN)/python -m pytest
 
 test-install: $(STAMP) ## Boot a real systemd in a container and install the agent there (needs root)
@@ -41,5 +42,9 @@ bench: $(STAMP) ## Measure against the budgets of docs/performance.md
 	@scripts/broker.sh
 	@$(BIN)/python -m bench
 
+fuzz: $(STAMP) ## Fuzz every reader of others' bytes, SECONDS=60 each (ENTRY=envelope: only that one)
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/pip install -q -c constraints.txt -e '.[fuzz]'
+	@$(BIN)/python -m tests.fuzz.atheris_run $(or $(SECONDS),60) $(ENTRY)
+
 clean: ## Remove everything that the other targets made inside the checkout
-	rm -rf $(VENV) .broker .broker.partial .demo .cache
+	rm -rf $(VENV) .broker .broker.partial .softhsm .softhsm.partial .demo .cache .fuzz

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from bench import audit, download, footprint
+from bench import audit, download, footprint, metadata, verify
 from bench.machine import this_machine
 from bench.result import Findings, as_json, as_markdown, run
 from demo.processes import StepError
@@ -21,6 +21,8 @@ BENCHMARKS: dict[str, Callable[[Path], Findings]] = {
     "audit": audit.measure,
     "download": download.measure,
     "footprint": footprint.measure,
+    "metadata": metadata.measure,
+    "verify": verify.measure,
 }
 
 

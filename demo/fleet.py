@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -161,6 +162,7 @@ class Fleet:
         self.keys = folder / "signers" / "keys"
         self.state = folder / "controller"
         self.config = folder / "controller.toml"
+        self.passphrase = folder / "controller.passphrase"
         self.http_port, self.mqtt_port = free_port(), free_port()
         self.tokens: dict[str, str] = {}
         mosquitto, environment = find_mosquitto()
@@ -236,14 +238,15 @@ class Fleet:
             f'[http]\nhost = "127.0.0.1"\nport = {self.http_port}\n'
             f'[mqtt]\nhost = "127.0.0.1"\nport = {self.mqtt_port}\n'
             f'public_host = "127.0.0.1"\npublic_port = {self.mqtt_port}\nprotocol = "{self.mqtt_protocol}"\n'
-            "[rollouts]\ntick_s = 0.5\n"
+            f'[rollouts]\ntick_s = 0.5\n[keys]\npassphrase_file = "{self.passphrase}"\n'
         )
+        self.passphrase.touch(mode=0o600)
+        self.passphrase.write_text(f"{secrets.token_urlsafe(32)}\n")
         self.garrison("serve", "init", "--config", str(self.config))
-        self.garrison("serve", "broker-config", "--config", str(self.config), "--out", str(self.folder / "broker"))
-        if os.geteuid() == 0:
-            # Started by root, Mosquitto becomes user "mosquitto", who may not read keys in this folder.
-            with (self.folder / "broker" / "mosquitto.conf").open("a") as config:
-                config.write("user root\n")
+        # Started by root, Mosquitto would become user "mosquitto", who may not read keys in this folder.
+        user = ("--user", "root") if os.geteuid() == 0 else ()
+        out = str(self.folder / "broker")
+        self.garrison("broker", "config", "mosquitto", "--config", str(self.config), "--out", out, *user)
 
     def start_broker(self) -> None:
         """Start Mosquitto and return once it listens."""

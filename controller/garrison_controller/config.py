@@ -61,8 +61,17 @@ class RegistryConfig(_Section):
 class DevicesConfig(_Section):
     """Validity of boards' certificates and enrolment tokens."""
 
-    certificate_days: int = Field(default=365, ge=1, le=825)
+    certificate_days: int = Field(default=30, ge=1, le=825)
+    grace_days: int = Field(default=365, ge=0, le=3650)
+    """How long after its end a certificate may still be renewed: a board may have been away."""
     token_hours: int = Field(default=24, ge=1, le=24 * 30)
+
+
+class KeysConfig(_Section):
+    """What opens the controller's private keys."""
+
+    passphrase_file: Path | None = None
+    """Its first line; none: the credential ``garrison-passphrase``, where systemd hands one over."""
 
 
 class ControllerConfig(_Section):
@@ -77,6 +86,7 @@ class ControllerConfig(_Section):
     rollouts: RolloutsConfig = RolloutsConfig()
     registry: RegistryConfig = RegistryConfig()
     devices: DevicesConfig = DevicesConfig()
+    keys: KeysConfig = KeysConfig()
 
     @field_validator("public_url")
     @classmethod
@@ -124,7 +134,7 @@ class ControllerConfig(_Section):
 def load_config(path: Path | None) -> ControllerConfig:
     """Return the configuration in ``path``, or in ``/etc/garrison/controller.toml``.
 
-    A relative ``state_dir`` is taken from the folder of the file.
+    A relative ``state_dir`` or ``keys.passphrase_file`` is taken from the folder of the file.
 
     Raises:
         NotFoundError: ``config.missing``.
@@ -149,6 +159,7 @@ def load_config(path: Path | None) -> ControllerConfig:
         raise InvalidError(
             "config.malformed", f"{source}: {place}: {first['msg']}", hint=f"correct {place} in {source}"
         ) from error
-    if config.state_dir.is_absolute():
-        return config
-    return config.model_copy(update={"state_dir": source.resolve().parent / config.state_dir})
+    folder = source.resolve().parent  # joining an absolute path to it gives that path
+    passphrase = config.keys.passphrase_file
+    keys = KeysConfig(passphrase_file=None if passphrase is None else folder / passphrase)
+    return config.model_copy(update={"state_dir": folder / config.state_dir, "keys": keys})

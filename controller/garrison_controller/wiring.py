@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import ssl
 import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
+from sqlalchemy.exc import SQLAlchemyError
+from tuf.api.metadata import Root
+
+from garrison_controller.bus.answers import BoardAnswers
 from garrison_controller.bus.service import Bus
 from garrison_controller.config import ControllerConfig
 from garrison_controller.db.base import Database
-from garrison_controller.devices import pki, queries
+from garrison_controller.devices import pki, queries, rotation
 from garrison_controller.devices.sessions import Sessions
 from garrison_controller.jobs import certificates
 from garrison_controller.jobs.schedule import Job, build_scheduler
 from garrison_controller.registry.blobs import BlobFolder
-from garrison_controller.registry.online import OnlineSigners
 from garrison_controller.registry.service import Registry
 from garrison_controller.registry.store import RegistryStore
 from garrison_controller.rollouts import service as rollouts
 from garrison_protocol.canonical import sha256_hex
-from garrison_protocol.errors import ConflictError, NotFoundError
-from garrison_protocol.states import KeyPurpose
+from garrison_protocol.errors import ConflictError, GarrisonError, NotFoundError
+from garrison_protocol.fleet import Fleet
 
 REFRESH_S = 3600
 NOTICE_S = 24 * 3600
+_LOG = logging.getLogger(__name__)
 
 
 class Controller:
@@ -37,10 +42,11 @@ class Controller:
 
         Raises:
             NotFoundError: ``controller.not_initialised``.
-            RefusedError: ``key.readable_by_others``.
+            GarrisonError: As ``pki.load_online_keys``.
         """
         self.config = config
         self._revoking = threading.Lock()
+        self._switching = threading.Lock()
         self.keys = pki.load_online_keys(config)
         self.device_ca = pki.load_authority(config, pki.DEVICE_CA)
         self.server_ca_sha256 = sha256_hex((config.pki_dir / f"{pki.SERVER_CA}.pem").read_bytes())
@@ -50,12 +56,8 @@ class Controller:
             self.database,
             RegistryStore(config.metadata_dir),
             BlobFolder(config.blobs_dir),
-            OnlineSigners.load(config.keys_dir),
-            {
-                KeyPurpose.DIRECTOR: self.keys.director.public_hex,
-                KeyPurpose.RECEIPT: self.keys.receipt.public_hex,
-                KeyPurpose.LOG: self.keys.log.public_hex,
-            },
+            self.keys.signers,
+            self.keys.purposes,
             timestamp_days=config.registry.timestamp_days,
             snapshot_days=config.registry.snapshot_days,
         )
@@ -70,12 +72,23 @@ class Controller:
             director=self.keys.director,
             receipt_key=self.keys.receipt,
             now=lambda: datetime.fromtimestamp(now_s(), UTC),
+            answers=BoardAnswers(
+                config,
+                self.database,
+                store=self.registry.store,
+                blobs=self.registry.blobs,
+                sessions=self.sessions,
+                device_ca=self.device_ca,
+                director=self.keys.director,
+                now=lambda: datetime.fromtimestamp(now_s(), UTC),
+            ),
         )
         self.registry.on_timestamp = self.bus.publish_registry_timestamp
+        self.registry.on_published = self._switch_keys
         self.scheduler = build_scheduler(
             (
                 Job("rollout-tick", config.rollouts.tick_s, self._tick),
-                Job("registry-refresh", REFRESH_S, self.registry.refresh_online),
+                Job("registry-refresh", REFRESH_S, self._refresh),
                 Job("certificate-notices", NOTICE_S, self._notices),
             )
         )
@@ -120,6 +133,26 @@ class Controller:
 
     def _tick(self, now: datetime) -> None:
         if rollouts.tick(self.database, self.keys.director, now):
+            self.bus.desired_changed()
+
+    def _refresh(self, now: datetime) -> None:
+        """Sign what is due again; the first run, at the start, also ends a switch of keys that was cut off."""
+        self.registry.refresh_online(now)
+        root, published = self.registry.store.root(), self.registry.store.published()
+        if root is not None and published is not None:
+            self._switch_keys(root.signed, self.registry.get_fleet())
+
+    def _switch_keys(self, root: Root, fleet: Fleet) -> None:
+        try:
+            with self._switching:
+                switched = rotation.switch(self.keys, self.database, root, fleet, datetime.now(UTC))
+        except (GarrisonError, SQLAlchemyError, OSError):
+            # What is published stands, whatever fails here; the next refresh, or the next start, makes up for it.
+            _LOG.exception("a new key could not be put in force yet")
+            return
+        for purpose in switched:
+            _LOG.warning("the %s key was switched; the old one is deleted", purpose)
+        if switched:
             self.bus.desired_changed()
 
     def _notices(self, now: datetime) -> None:

@@ -14,6 +14,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from demo.fleet import Board, Fleet
 from demo.processes import wait_for
 from demo.steps import FILES
+from garrison_controller.devices.keyring import read_passphrase
 from garrison_protocol.envelope import seal
 from garrison_protocol.keys import SigningKey
 from garrison_protocol.messages.base import encode
@@ -60,7 +61,7 @@ def stored(fleet: Fleet, board: Board) -> bytes:
 
 def director(fleet: Fleet) -> SigningKey:
     """Return the controller's director key, as a thief of the controller would hold it."""
-    return SigningKey.load(fleet.state / "keys" / "director.key")
+    return SigningKey.load(fleet.state / "keys" / "director.key", read_passphrase(fleet.passphrase))
 
 
 def is_refused(board: Board, code: str) -> bool:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
+from garrison_agent.core.certificate import Validity
 from garrison_agent.core.slot import Now
 from garrison_agent.owner.jobs import IsCancelled, Report
 from garrison_agent.owner.shelf import Shelf
@@ -15,6 +17,7 @@ from garrison_agent.runtimes.status import Exited, Failed, Ready, WorkerEvent
 from garrison_protocol.errors import GarrisonError, UnavailableError
 from garrison_protocol.manifest import Evaluation, Manifest, PackageRef, Variant
 from garrison_protocol.messages.desired import GateLimits
+from garrison_protocol.messages.enrolment import RenewRequest, RenewResponse
 from garrison_protocol.messages.report import EvaluationSummary
 from garrison_protocol.states import Freshness
 from tests.fakes.packages import Package
@@ -44,9 +47,13 @@ class FakeLink:
         """How many further messages it takes."""
         self.sent: list[tuple[str, bytes, bool]] = []
         self.started = self.stopped = False
+        self.reconnects = 0
 
     def start(self) -> None:
         self.started = True
+
+    def reconnect(self) -> None:
+        self.reconnects += 1
 
     def stop(self) -> None:
         self.stopped = True
@@ -57,6 +64,43 @@ class FakeLink:
             return False
         self.room -= 1
         self.sent.append((topic, payload, retain))
+        return True
+
+
+class FakeRenew:
+    """A certificate of so many days, and a controller that gives the next one, or says why not."""
+
+    def __init__(self, now_s: float, days: float = 30) -> None:
+        self.days = days
+        self.number = 1
+        self.validity: Validity | None = Validity(now_s, now_s + days * 86400)
+        self.error: GarrisonError | None = None
+        self.tries = 0
+        self.now_s = now_s
+        """The controller's clock."""
+
+    def read(self) -> tuple[str, Validity] | None:
+        return None if self.validity is None else (f"{self.number:064x}", self.validity)
+
+    def renew(self) -> None:
+        self.tries += 1
+        if self.error is not None:
+            raise self.error
+        self.number += 1
+        self.validity = Validity(self.now_s, self.now_s + self.days * 86400)
+
+
+class FakeRenewals:
+    """A board that asks for a certificate by stick, for a key that never changes."""
+
+    def __init__(self) -> None:
+        self.answers: list[RenewResponse] = []
+
+    def request(self, number: int) -> RenewRequest:
+        return RenewRequest(device="edge-1", nonce=f"stick:{number}", csr_pem="csr", proof="0" * 128)
+
+    def answered(self, answer: RenewResponse, device_ca: str, at: datetime) -> bool:
+        self.answers.append(answer)
         return True
 
 
@@ -144,6 +188,7 @@ class FakeWork:
         self.published: dict[str, Package] = {}
         self.version = 1
         self.offline_now = False
+        self.refreshed_at = 1_800_000_000
         self.refusal: GarrisonError | None = None
         self.verdicts: dict[str, tuple[str, str]] = {}
         """Code and message with which the gate refuses a model (``name:version``)."""
@@ -217,5 +262,5 @@ class FakeWork:
             targets=self.version,
             fleet=self.fleet,
             manifests={path: self.published[path].manifest_bytes for path in want if path in self.published},
-            refreshed_at=1_800_000_000,
+            refreshed_at=self.refreshed_at,
         )

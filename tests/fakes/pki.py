@@ -29,20 +29,21 @@ class Issued:
 class Authority:
     """A P-256 certificate authority writing PEM files into ``folder``."""
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, folder: Path, name: str, *, begin: datetime.datetime | None = None) -> None:
+        """``begin`` is when the CA becomes valid, by default an hour ago; it lasts ten years."""
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = _name(name)
-        now = _now()
+        begin = begin or _now() - _HOUR
         self.certificate = (
             x509.CertificateBuilder()
             .subject_name(self._name)
             .issuer_name(self._name)
             .public_key(self._key.public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - _HOUR)
-            .not_valid_after(now + _TEN_YEARS)
+            .not_valid_before(begin)
+            .not_valid_after(begin + _TEN_YEARS)
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
             .add_extension(_ca_usage(), critical=True)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(self._key.public_key()), critical=False)
@@ -54,10 +55,12 @@ class Authority:
         self._revoked: list[int] = []
         self._write_crl()
 
-    def issue(self, cn: str, *, server: bool = False, days: float = 30) -> Issued:
+    def issue(
+        self, cn: str, *, server: bool = False, days: float = 30, begin: datetime.datetime | None = None
+    ) -> Issued:
         """Return a new key and certificate for ``cn``; a negative ``days`` gives one that has expired."""
         key = ec.generate_private_key(ec.SECP256R1())
-        certificate = self.sign(cn, key.public_key(), server=server, days=days)
+        certificate = self.sign(cn, key.public_key(), server=server, days=days, begin=begin)
         paths = self.folder / f"{cn}.pem", self.folder / f"{cn}.key"
         paths[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
         paths[1].write_bytes(
@@ -69,10 +72,16 @@ class Authority:
         return Issued(certificate, *paths)
 
     def sign(
-        self, cn: str, public_key: ec.EllipticCurvePublicKey, *, server: bool = False, days: float = 30
+        self,
+        cn: str,
+        public_key: ec.EllipticCurvePublicKey,
+        *,
+        server: bool = False,
+        days: float = 30,
+        begin: datetime.datetime | None = None,
     ) -> x509.Certificate:
-        """Return a certificate for a key that the caller holds (what a CSR asks for)."""
-        end = _now() + datetime.timedelta(days=days)
+        """Return a certificate for a key that the caller holds (what a CSR asks for), for ``days`` from ``begin``."""
+        end = (begin or _now()) + datetime.timedelta(days=days)
         names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(f"urn:garrison:device:{cn}")]
         usage = ExtendedKeyUsageOID.CLIENT_AUTH
         if server:
@@ -84,7 +93,7 @@ class Authority:
             .issuer_name(self._name)
             .public_key(public_key)
             .serial_number(x509.random_serial_number())
-            .not_valid_before(min(_now(), end) - _HOUR)
+            .not_valid_before(begin or min(_now(), end) - _HOUR)
             .not_valid_after(end)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)

@@ -18,9 +18,10 @@ import uvicorn
 from garrison_controller.access import service as access
 from garrison_controller.api.app import create_app
 from garrison_controller.cli.client import ApiClient, Login
-from garrison_controller.config import ControllerConfig, HttpConfig, MqttConfig
+from garrison_controller.config import ControllerConfig, HttpConfig, KeysConfig, MqttConfig
 from garrison_controller.db.base import Database
 from garrison_controller.devices import pki
+from garrison_controller.devices.keyring import find_passphrase
 from garrison_controller.wiring import Controller
 
 DEADLINE_S = 20.0
@@ -64,7 +65,10 @@ class Served:
 
 @contextmanager
 def served_controller(folder: Path) -> Iterator[Served]:
-    """Run a controller's API; bus and jobs stay off. A root is published, though nobody signed it."""
+    """Run a controller's API, its keys encrypted; bus and jobs stay off. A root is published that nobody signed."""
+    passphrase = folder / "passphrase"
+    passphrase.touch(mode=0o600)
+    passphrase.write_text("correct horse battery staple\n")
     listening = socket.create_server(("127.0.0.1", 0))
     port = listening.getsockname()[1]
     config = ControllerConfig(
@@ -72,8 +76,9 @@ def served_controller(folder: Path) -> Iterator[Served]:
         public_url=f"https://127.0.0.1:{port}",
         http=HttpConfig(port=port),
         mqtt=MqttConfig(public_host="broker.example", public_port=8883),
+        keys=KeysConfig(passphrase_file=passphrase),
     )
-    pki.initialise(config, datetime.now(UTC))
+    pki.initialise(config, datetime.now(UTC), find_passphrase(config))
     (config.metadata_dir / "1.root.json").write_bytes(b"a root, as far as enrolment is concerned")
     database = Database(config.database_url)
     database.create_all()

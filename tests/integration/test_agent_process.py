@@ -22,7 +22,7 @@ import pytest
 from garrison_agent.adapters.database import Database
 from garrison_agent.adapters.slots import SlotStore
 from garrison_agent.core.slot import Serving, Slot
-from garrison_agent.identity import DeviceRecord, Folders, create_keys, save_record
+from garrison_agent.identity import DeviceRecord, Folders, create_keys, save_pair, save_record
 from garrison_protocol.manifest import (
     CHUNK_SIZE,
     Evaluation,
@@ -65,8 +65,7 @@ class AgentProcess:
         folders.server_ca.write_bytes(pki.server_ca.pem.read_bytes())
         folders.root.write_bytes(b"{}")
         issued = pki.issue("edge-1")
-        folders.tls_cert.write_bytes(issued.cert.read_bytes())
-        folders.tls_key.write_bytes(issued.key.read_bytes())
+        save_pair(self.state, issued.cert.read_bytes() + issued.key.read_bytes())
         save_record(
             self.state,
             DeviceRecord(

@@ -18,10 +18,12 @@ from sqlalchemy import func, select
 
 from garrison_controller.audit.tables import StreamRow
 from garrison_controller.bus.service import Bus
+from garrison_controller.devices.rotation import resign_all
 from garrison_controller.devices.tables import Device
 from garrison_controller.rollouts.specification import GroupSpec
 from garrison_controller.rollouts.tables import DesiredState
 from garrison_protocol import envelope, topics
+from garrison_protocol.keys import SigningKey
 from garrison_protocol.messages.base import parse_message
 from garrison_protocol.messages.desired import Desired
 from garrison_protocol.messages.streams import Receipt
@@ -195,6 +197,30 @@ def test_desired_state_reaches_boards_now_and_those_that_come_later(site: Site, 
     payload, retained = late.next(Down.DESIRED)
     assert retained
     assert site.desired(payload, "edge-2").counter == 1
+
+
+def test_desired_state_signed_by_a_new_key_goes_out_again_and_says_the_same(site: Site) -> None:
+    bus = site.bus()
+    client = site.client("edge-1")
+    site.fleet.begin(groups=EVERYONE)
+    bus.desired_changed()
+    before, _ = client.next(Down.DESIRED)
+    wait_until(lambda: unpublished(site) == 0, "the broker's confirmations")
+    new = SigningKey.generate()
+    resign_all(site.fleet.database, new)
+    assert unpublished(site) > 0
+    bus.desired_changed()
+    after, _ = client.next(Down.DESIRED)
+
+    assert envelope.signers(after) == (new.key_id,) != envelope.signers(before)
+    opened = envelope.unseal(after, {new.key_id: new.public_hex}.get)
+    assert opened.body == envelope.unseal(before, {site.fleet.director.key_id: site.fleet.director.public_hex}.get).body
+    wait_until(lambda: unpublished(site) == 0, "the broker's confirmations")
+    late = site.client("edge-2")
+    retained, _ = late.next(Down.DESIRED)
+    assert envelope.signers(retained) == (new.key_id,)
+    resign_all(site.fleet.database, new)
+    assert unpublished(site) == 0  # nothing is left to sign again
 
 
 def test_what_changed_while_the_bus_was_away_is_published_at_the_next_start(site: Site) -> None:

@@ -50,7 +50,7 @@ def dora(served: Served) -> Iterator[ApiClient]:
 
 
 def admit(served: Served, dora: ApiClient, name: str, group: str = "/demo/") -> Board:
-    enrolment = parse_enrolment(dora.post("/api/v1/devices/tokens", {"name": name, "group": group})["enrolment"])
+    enrolment = parse_enrolment(dora.post("/api/v1/enrolment/tokens", {"name": name, "group": group})["enrolment"])
     board = Board()
     with served.board_http() as http:
         answer = http.post("/device/v1/enroll", json=board.enrol_request(enrolment.token).model_dump())
@@ -76,7 +76,7 @@ def events(served: Served) -> list[dict[str, Any]]:
 
 
 def test_a_board_trusts_only_what_its_enrolment_string_names(served: Served, dora: ApiClient) -> None:
-    answer = dora.post("/api/v1/devices/tokens", {"name": "first", "group": "/demo/", "labels": {"site": "x"}})
+    answer = dora.post("/api/v1/enrolment/tokens", {"name": "first", "group": "/demo/", "labels": {"site": "x"}})
     enrolment = parse_enrolment(answer["enrolment"])
     board = Board()
     with served.board_http() as http:
@@ -144,7 +144,7 @@ def test_an_operators_token_opens_no_boards_endpoint_and_the_other_way_round(ser
         ("GET", "/api/v1/whoami"),
         ("GET", "/api/v1/devices"),
         ("GET", "/api/v1/devices/x"),
-        ("POST", "/api/v1/devices/tokens"),
+        ("POST", "/api/v1/enrolment/tokens"),
         ("POST", "/api/v1/devices/x/revoke"),
         ("GET", "/api/v1/access/principals"),
         ("POST", "/api/v1/access/principals"),
@@ -177,12 +177,12 @@ def test_every_operators_endpoint_is_guarded(served: Served) -> None:
 def test_a_denial_is_answered_and_recorded(served: Served) -> None:
     with served.principal("vic", "viewer") as vic:
         with pytest.raises(DeniedError, match=r"access\.denied: vic has no device\.enrol"):
-            vic.post("/api/v1/devices/tokens", {"name": "evil"})
+            vic.post("/api/v1/enrolment/tokens", {"name": "evil"})
         with pytest.raises(DeniedError):
             vic.post("/api/v1/access/grants", {"principal": "vic", "role": "approver"})
     denied = [one for one in events(served) if one["principal"] == "vic"]
     assert denied == [
-        {"principal": "vic", "action": "device.enrol", "subject": "/api/v1/devices/tokens", "outcome": "denied"},
+        {"principal": "vic", "action": "device.enrol", "subject": "/api/v1/enrolment/tokens", "outcome": "denied"},
         {"principal": "vic", "action": "access.grant", "subject": "/api/v1/access/grants", "outcome": "denied"},
     ]
 
@@ -203,8 +203,8 @@ def test_a_principal_sees_and_changes_boards_of_its_group_only(served: Served, d
         with pytest.raises(DeniedError):
             nora.post("/api/v1/devices/south-1/revoke", {})
         with pytest.raises(DeniedError):
-            nora.post("/api/v1/devices/tokens", {"name": "south-2", "group": "/south/"})
-        assert nora.post("/api/v1/devices/tokens", {"name": "north-3", "group": "/north/c/"})["device"] == "north-3"
+            nora.post("/api/v1/enrolment/tokens", {"name": "south-2", "group": "/south/"})
+        assert nora.post("/api/v1/enrolment/tokens", {"name": "north-3", "group": "/north/c/"})["name"] == "north-3"
 
 
 def test_access_through_the_api(served: Served) -> None:
@@ -238,10 +238,10 @@ def test_access_through_the_api(served: Served) -> None:
 @pytest.mark.parametrize(
     ("path", "body", "code"),
     [
-        ("/api/v1/devices/tokens", {"name": "controller-9"}, "device.name_malformed"),
-        ("/api/v1/devices/tokens", {"name": "a", "group": "nowhere"}, "access.denied"),
-        ("/api/v1/devices/tokens", {"name": "a", "hours": 0}, "request.malformed"),
-        ("/api/v1/devices/tokens", {}, "request.malformed"),
+        ("/api/v1/enrolment/tokens", {"name": "controller-9"}, "device.name_malformed"),
+        ("/api/v1/enrolment/tokens", {"name": "a", "group": "nowhere"}, "access.denied"),
+        ("/api/v1/enrolment/tokens", {"name": "a", "hours": 0}, "request.malformed"),
+        ("/api/v1/enrolment/tokens", {}, "request.malformed"),
         ("/api/v1/devices/none/revoke", {}, "device.not_found"),
         ("/api/v1/nothing", {}, "http.404"),
     ],
@@ -273,7 +273,7 @@ def test_without_a_signed_root_there_are_no_tokens(served: Served, dora: ApiClie
     root.unlink()
     try:
         with pytest.raises(ConflictError, match=r"registry\.not_signed"):
-            dora.post("/api/v1/devices/tokens", {"name": "early"})
+            dora.post("/api/v1/enrolment/tokens", {"name": "early"})
     finally:
         root.write_bytes(data)
 
@@ -356,10 +356,10 @@ def test_a_name_that_waits_for_its_board_is_not_taken_by_another_group(served: S
         served.principal("here", "device-admin", scope="/eu/here/") as here,
         served.principal("there", "device-admin", scope="/eu/there/") as there,
     ):
-        here.post("/api/v1/devices/tokens", {"name": "edge-1", "group": "/eu/here/"})
+        here.post("/api/v1/enrolment/tokens", {"name": "edge-1", "group": "/eu/here/"})
         with pytest.raises(DeniedError):
-            there.post("/api/v1/devices/tokens", {"name": "edge-1", "group": "/eu/there/"})
-        here.post("/api/v1/devices/tokens", {"name": "edge-1", "group": "/eu/here/"})
+            there.post("/api/v1/enrolment/tokens", {"name": "edge-1", "group": "/eu/there/"})
+        here.post("/api/v1/enrolment/tokens", {"name": "edge-1", "group": "/eu/here/"})
 
 
 def test_revocation_lists_are_written_one_after_another(served: Served) -> None:

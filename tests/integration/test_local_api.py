@@ -22,8 +22,10 @@ import openai
 import pytest
 
 from garrison_agent.api.commands import (
+    BeginImport,
     Command,
     Doctor,
+    GetExport,
     GetStatus,
     ListCache,
     ListModels,
@@ -494,6 +496,9 @@ def test_local_pages_and_names_are_welcome(api: LocalApi) -> None:
         ("POST", "/garrison/v1/models/chat/load"),
         ("POST", "/garrison/v1/models/chat/unload"),
         ("DELETE", "/garrison/v1/cache/smollm2"),
+        ("POST", "/garrison/v1/bundle"),
+        ("POST", "/garrison/v1/bundle/0123456789abcdef"),
+        ("POST", "/garrison/v1/export/-"),
         ("GET", "/models/load/chat"),
         ("GET", "/models/unload/chat"),
     ],
@@ -536,6 +541,10 @@ def answer_everything(command: Command) -> object:
             return ConflictError("cache.in_use", "smollm2:1.0.0 serves", hint="roll out another version first")
         case Doctor():
             return [{"name": "broker", "outcome": "ok", "detail": "connected", "fix": ""}]
+        case BeginImport():
+            return ConflictError("bundle.busy", "another bundle is being imported", hint="wait", retryable=True)
+        case GetExport(cursor):
+            return {"device": "edge-1", "files": [], "next": cursor or None}
 
 
 def test_management_over_the_socket(start: Start, tmp_path: Path) -> None:
@@ -549,6 +558,12 @@ def test_management_over_the_socket(start: Start, tmp_path: Path) -> None:
     assert agent.post("models", "chat", "unload")["outcome"] == "unloaded"
     assert agent.get("cache")["used_mb"] == 3
     assert agent.get("doctor")[0]["name"] == "broker"
+    assert agent.post("export", "-")["next"] is None
+    assert agent.post("export", "audit:7")["next"] == "audit:7"
+    with pytest.raises(ConflictError, match=r"bundle\.busy"):
+        agent.post("bundle")
+    with pytest.raises(NotFoundError, match=r"bundle\.session_unknown"):
+        agent.post("bundle", "0123456789abcdef")
     with pytest.raises(ConflictError) as in_use:
         agent.delete("cache", "smollm2:1.0.0")
     assert in_use.value.code == "cache.in_use"

@@ -9,6 +9,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
@@ -19,12 +20,13 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from demo.processes import free_port
 from garrison_agent.adapters import mqtt
 from garrison_agent.adapters.mqtt import IN_FLIGHT, MqttLink, full_jitter
+from garrison_agent.tls import pinned_context
 from garrison_protocol import topics
 from garrison_protocol.envelope import MAX_ENVELOPE_BYTES
 from garrison_protocol.errors import InvalidError, UnavailableError
 from garrison_protocol.topics import Down, Up
 from tests.fakes.broker import MosquittoBroker, tls_config
-from tests.fakes.pki import FleetPki, Issued
+from tests.fakes.pki import Authority, FleetPki, Issued
 
 pytestmark = pytest.mark.integration
 
@@ -65,17 +67,21 @@ class Board:
     """A link and what its callbacks were told."""
 
     def __init__(
-        self, port: int, tls: ssl.SSLContext, protocol: Protocol, *, will: Callable[[], bytes] | None = None
+        self,
+        port: int,
+        tls: ssl.SSLContext | Callable[[], ssl.SSLContext],
+        protocol: Protocol,
+        *,
+        will: Callable[[], bytes] | None = None,
     ) -> None:
         self.attempts = 0
         self.connects = 0
         self.disconnects: list[str] = []
         self.messages: list[tuple[str, bytes]] = []
         self.link = MqttLink(
-            host="127.0.0.1",
-            port=port,
+            address=lambda: ("127.0.0.1", port),
             device=DEVICE,
-            tls=tls,
+            tls=tls if callable(tls) else lambda: tls,
             protocol=protocol,
             keepalive_s=30,
             reconnect_max_s=0.2,
@@ -402,3 +408,83 @@ def test_full_jitter_spreads_over_the_whole_doubling_span() -> None:
     assert [full_jitter(attempt, 120, 1.0) for attempt in (1, 2, 3, 7, 8, 10**6)] == [2, 4, 8, 120, 120, 120]
     assert full_jitter(3, 120, 0.5) == 4
     assert mqtt.RECONNECT_BASE_S == 1.0
+
+
+def judged(pki: FleetPki, issued: Issued, moment: datetime) -> ssl.SSLContext:
+    tls = pinned_context(pki.server_ca.pem, lambda: moment)
+    tls.load_cert_chain(issued.cert, issued.key)
+    return tls
+
+
+@both_protocols
+def test_a_board_whose_clock_is_years_behind_connects_and_one_years_ahead_does_not(
+    tmp_path: Path, protocol: Protocol
+) -> None:
+    soon = datetime.now(UTC) + timedelta(days=1000)
+    pki = FleetPki(tmp_path / "pki")
+    pki.server_ca = Authority(tmp_path / "later", "server-ca", begin=soon - timedelta(days=1))
+    pki.server = pki.server_ca.issue("server", server=True, begin=soon - timedelta(days=1))
+    board_cert = pki.issue(DEVICE)
+    folder = tmp_path / "broker"
+    with MosquittoBroker(folder, tls_config(pki, folder)) as broker:
+        moment = soon + timedelta(days=90)
+        board = Board(broker.port, lambda: judged(pki, board_cert, moment), protocol)
+        board.link.start()
+        until(lambda: board.attempts >= 3)
+        assert "the server's certificate expired on" in (board.link.last_error or "")
+        assert board.connects == 0
+        moment = soon  # as an anchor moves the floor: the next attempt judges anew
+        until_connects(board, 1)
+        board.link.stop()
+
+
+@both_protocols
+def test_a_renewed_certificate_is_used_at_once_and_nothing_under_way_is_lost(
+    tmp_path: Path, protocol: Protocol, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mqtt, "full_jitter", lambda *_: 10_000.0)  # only a renewal wakes it
+    pki = FleetPki(tmp_path / "pki")
+    pair = [pki.issue(DEVICE, days=-1)]
+    folder = tmp_path / "broker"
+    with MosquittoBroker(folder, tls_config(pki, folder)) as broker:
+        controller = Controller(broker.port, context(pki, pki.issue("controller-1")))
+        board = Board(broker.port, lambda: judged(pki, pair[0], datetime.now(UTC)), protocol)
+        board.link.start()
+        until(lambda: board.link.last_error is not None)
+        assert (board.attempts, board.connects) == (1, 0)  # expired: the broker refuses it
+        pair[0] = pki.issue(DEVICE)
+        board.link.reconnect()
+        until_connects(board, 1)
+        for number in range(10):
+            assert board.link.publish(AUDIT, b"%d" % number)
+        pair[0] = pki.issue(DEVICE)
+        attempts = board.attempts
+        board.link.reconnect()
+        controller.publish(topics.down(DEVICE, Down.RECEIPT), b"receipt")
+        until_connects(board, 2)
+        assert board.attempts == attempts + 1  # without a wait, and only once
+        until_received(controller, AUDIT, 10)
+        assert controller.received(AUDIT) == [b"%d" % number for number in range(10)]
+        until(lambda: (topics.down(DEVICE, Down.RECEIPT), b"receipt") in board.messages)
+        assert not any(b"death" in payload for payload in controller.received(STATUS))  # an orderly end
+        controller.close()
+        board.link.stop()
+
+
+def test_a_renewal_in_the_middle_of_an_attempt_is_not_missed(
+    broker: MosquittoBroker, pki: FleetPki, issued: Issued
+) -> None:
+    used: list[int] = []
+    board: Board
+
+    def tls() -> ssl.SSLContext:
+        used.append(1)
+        if len(used) == 1:
+            board.link.reconnect()  # the pair changes just after the old one was read
+        return context(pki, issued)
+
+    board = Board(broker.port, tls, "5")
+    board.link.start()
+    until_connects(board, 1)
+    assert len(used) == 2
+    board.link.stop()

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 from tuf.api.exceptions import DownloadHTTPError
 from tuf.ngclient import FetcherInterface, Updater
-from typer.testing import CliRunner
 
 from garrison_controller.access import queries as access_queries
-from garrison_controller.cli.app import app
 from garrison_controller.cli.client import ApiClient
 from garrison_protocol.canonical import sha256_hex
 from garrison_protocol.errors import DeniedError, GarrisonError, UnauthenticatedError
 from garrison_protocol.messages.enrolment import parse_enrolment
-from tests.fakes.ceremony import PASSPHRASE, draft
-from tests.integration.controllers import Served, served_controller
+from tests.integration.releases import Release, published_release
 from tests.unit.devices.boards import Board
 
 pytestmark = pytest.mark.integration
@@ -31,93 +25,10 @@ MODEL = bytes(range(256)) * 4096 * 3
 """3 MiB: several pieces of every buffer on the way."""
 
 
-@dataclass
-class Release:
-    """A release folder, and the ``garrison`` command in it."""
-
-    served: Served
-    folder: Path
-    environment: dict[str, str] = field(default_factory=dict)
-
-    def run(self, *words: str, stdin: str = "") -> Any:
-        """Run one command and return its JSON; a ``GarrisonError`` comes as it is."""
-        result = CliRunner().invoke(app, [*words, "-o", "json"], input=stdin, env=self.environment)
-        if isinstance(result.exception, GarrisonError):
-            raise result.exception
-        assert result.exit_code == 0, (words, result.output, result.exception)
-        return json.loads(result.stdout)
-
-    def text(self, *words: str, stdin: str = "") -> tuple[str, str]:
-        """Run one command and return what it prints to people: standard output and standard error."""
-        result = CliRunner().invoke(app, list(words), input=stdin, env=self.environment)
-        assert result.exit_code == 0, (words, result.output, result.exception)
-        return result.stdout, result.stderr
-
-    def fails(self, *words: str, stdin: str = "") -> GarrisonError:
-        """Run one command and return its error."""
-        with pytest.raises(GarrisonError) as caught:
-            self.run(*words, stdin=stdin)
-        return caught.value
-
-    def key(self, name: str) -> str:
-        return str(self.folder / "keys" / f"{name}.key")
-
-    def public(self, name: str) -> str:
-        return str(self.folder / "keys" / f"{name}.pub.json")
-
-    @property
-    def workspace(self) -> str:
-        return str(self.folder / "release")
-
-    def sign(self, name: str) -> Any:
-        return self.run("registry", "sign", "--workspace", self.workspace, "--key", self.key(name), "--yes")
-
-    def pack(self, name: str, version: str, content: bytes) -> str:
-        source, manifest = self.folder / f"{name}-{version}.gguf", self.folder / f"{name}-{version}.json"
-        source.write_bytes(content)
-        manifest.write_bytes(draft(name, version))
-        out = str(self.folder / f"{name}-{version}")
-        self.run("model", "pack", "--manifest", str(manifest), "--file", f"model.gguf={source}", "--out", out)
-        return out
-
-
 @pytest.fixture(scope="module")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Release]:
     """Keys of all signers, and a published registry without models."""
-    folder = tmp_path_factory.mktemp("release")
-    with served_controller(folder) as served:
-        (served.controller.config.metadata_dir / "1.root.json").unlink()
-        served.principal("paula", "model-publisher").close()
-        token = served.admin.post("/api/v1/access/tokens", {"principal": "paula"})["token"]
-        release = Release(served, folder)
-        release.environment = {
-            "GARRISON_URL": served.url,
-            "GARRISON_TOKEN": token,
-            "GARRISON_CA": str(served.ca),
-            "GARRISON_KEY_PASSPHRASE": PASSPHRASE,
-        }
-        for name in ("alice", "bob", "carol", "dan", "erin"):
-            release.run("registry", "key", "generate", name, "--out", str(folder / "keys"))
-        roots = [word for name in ("alice", "bob", "carol") for word in ("--root-key", release.public(name))]
-        targets = [word for name in ("dan", "erin") for word in ("--targets-key", release.public(name))]
-        online = str(served.controller.config.state_dir / "online.json")
-        words = ("registry", "init", "--workspace", release.workspace, "--online", online, "--fleet", "demo")
-        thresholds = ("--root-threshold", "2", "--targets-threshold", "2")
-        release.run(*words, *roots, *targets, *thresholds)
-        for name in ("alice", "dan", "erin"):
-            release.sign(name)
-        refused = release.fails("registry", "push", "--workspace", release.workspace)
-        assert refused.code == "registry.threshold_unmet"
-        assert release.sign("bob")["pending"][0]["complete"]
-        answer = release.run("registry", "push", "--workspace", release.workspace)
-        assert answer == {
-            "root": 1,
-            "targets": 1,
-            "snapshot": 1,
-            "timestamp": 1,
-            "packages": [],
-            "unchanged": False,
-        }
+    with published_release(tmp_path_factory.mktemp("release")) as release:
         yield release
 
 
@@ -137,7 +48,7 @@ def published(release: Release) -> str:
 def board(release: Release, published: str) -> Iterator[httpx.Client]:
     """What an enrolled board calls with."""
     with release.served.principal("dora", "device-admin") as dora:
-        answer = dora.post("/api/v1/devices/tokens", {"name": "edge-1", "group": "/demo/"})
+        answer = dora.post("/api/v1/enrolment/tokens", {"name": "edge-1", "group": "/demo/"})
     enrolment, board = parse_enrolment(answer["enrolment"]), Board()
     with release.served.board_http() as http:
         http.post("/device/v1/enroll", json=board.enrol_request(enrolment.token).model_dump()).raise_for_status()

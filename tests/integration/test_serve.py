@@ -61,8 +61,8 @@ def host(tmp_path: Path) -> Host:
 def test_from_nothing_to_a_controller_that_answers_and_ends_cleanly(host: Host) -> None:
     before = host.garrison("serve", "run")
     assert (before.returncode, "garrison serve init" in before.stderr) == (4, True)
-    assert Path(host.json("serve", "init")["online"]).is_file()
-    again = host.garrison("serve", "init")
+    assert Path(host.json("serve", "init", "--unencrypted-keys")["online"]).is_file()
+    again = host.garrison("serve", "init", "--unencrypted-keys")
     assert (again.returncode, "holds keys already" in again.stderr) == (5, True)
     token = host.json("access", "bootstrap", "alice")["token"]
     second = host.garrison("access", "bootstrap", "mallory")
@@ -105,7 +105,7 @@ def test_from_nothing_to_a_controller_that_answers_and_ends_cleanly(host: Host) 
 
 
 def test_a_killed_controller_starts_again(host: Host) -> None:
-    host.json("serve", "init")
+    host.json("serve", "init", "--unencrypted-keys")
     for _ in range(2):
         process = subprocess.Popen(
             [sys.executable, "-m", "garrison_controller", "serve", "run", "--config", str(host.config)],
@@ -125,9 +125,9 @@ def is_open(port: int) -> bool:
 
 
 def test_renewed_certificates_are_written(host: Host) -> None:
-    host.json("serve", "init")
+    host.json("serve", "init", "--unencrypted-keys")
     before = (host.folder / "state" / "pki" / "server.pem").read_bytes()
     host.json("serve", "renew")
     assert (host.folder / "state" / "pki" / "server.pem").read_bytes() != before
-    files = host.garrison("serve", "broker-config", "--out", str(host.folder / "broker"))
+    files = host.garrison("broker", "config", "mosquitto", "--out", str(host.folder / "broker"))
     assert "mosquitto -c" in files.stdout

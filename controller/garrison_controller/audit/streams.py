@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from garrison_controller.audit.alarms import raise_alarm
 from garrison_controller.audit.tables import ReportState, StreamRow, StreamState
+from garrison_controller.devices.tables import Device
 from garrison_controller.rollouts.tables import Target
 from garrison_protocol import chain
 from garrison_protocol.errors import InvalidError
@@ -79,8 +80,8 @@ def append(session: Session, batch: Batch, now: datetime) -> Receipt:
 def open_epoch(session: Session, device: str, stream: Stream, epoch: str, now: datetime) -> StreamState:
     """Return where the stream stands in ``epoch``, from the beginning if it was never heard of.
 
-    Another audit epoch than before means that the board's store was lost: its reports and steps count from 1 again,
-    and that is an alarm, since its unsent record is lost too.
+    Another audit epoch than before means that the board's store was lost, or put back from an older copy: its reports,
+    connections, and steps count from 1 again, and that is an alarm, since what the lost store had not sent is lost too.
     """
     state = session.get(StreamState, (device, stream.value, epoch), with_for_update=True)
     if state is not None:
@@ -128,11 +129,13 @@ def _note_store(session: Session, device: str, epoch: str, now: datetime) -> Non
             device,
             "audit.store_lost",
             subject=epoch,
-            message=f"{device} opened audit epoch {epoch}: its store was lost, with everything that had not arrived",
+            message=f"{device} opened audit epoch {epoch}: its store was lost, or put back from an older copy, "
+            "with everything in between that had not arrived",
             now=now,
             detail={"epoch": epoch, "before": report.epoch},
         )
         report.revision = 0
+        session.get_one(Device, device).connection = 0
         for target in session.scalars(select(Target).where(Target.device_id == device)):
             target.step = 0
     report.epoch = epoch

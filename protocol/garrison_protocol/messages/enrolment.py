@@ -94,7 +94,8 @@ class EnrolPending(BaseModel):
 class NonceResponse(BaseModel):
     """GET /device/v1/nonce: answered once, soon, over the board's identity key."""
 
-    nonce: str
+    nonce: str = Field(pattern=r"^[!-~]{1,256}$")
+    """What requests take back: longer, or with half a surrogate pair in it, it could not be signed or sent."""
     time: int
     """The controller's Unix seconds; untrusted until signed."""
 

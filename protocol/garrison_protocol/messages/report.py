@@ -96,6 +96,8 @@ class Report(Message):
     """Reported state. ``revision`` grows with every report of the board, across restarts."""
 
     revision: int = Field(ge=1)
+    epoch: str = Field(default="", max_length=16)
+    """The audit epoch of the store that counts ``revision``; one of an earlier store is ignored."""
     aliases: tuple[AliasReport, ...] = ()
     inventory: Inventory = Inventory()
     refused: dict[str, int] = Field(default_factory=dict)

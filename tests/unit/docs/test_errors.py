@@ -52,7 +52,7 @@ def codes_of_call(call: ast.Call) -> Iterator[str]:
 def codes_of_assignment(node: ast.Assign) -> Iterator[str]:
     """Yield what is assigned to a variable or an attribute that holds a code."""
     names = {getattr(target, "id", getattr(target, "attr", "")) for target in node.targets}
-    if names & {"code", "error_code", "CLIENT_GONE", "SUPERSEDED"}:
+    if names & {"code", "error_code", "CLIENT_GONE", "NOT_ANCHORED", "SUPERSEDED"}:
         yield from strings(node.value)
 
 

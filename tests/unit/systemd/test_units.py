@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from garrison_controller.devices.pki import REVOCATION_LIST
+
 UNITS = Path(__file__).resolve().parents[3] / "systemd"
 AGENT, CONTROLLER = "garrison-agent.service", "garrison-controller.service"
 both_units = pytest.mark.parametrize("name", [AGENT, CONTROLLER])
@@ -66,6 +68,23 @@ def test_what_the_agent_was_seen_to_need_stays_allowed() -> None:
     assert "PrivateUsers" not in unit
     assert "ORT_DISABLE_TELEMETRY=1" in unit["Environment"]
     assert unit["WatchdogSec"] == ["60"]
+
+
+def test_the_controllers_passphrase_is_a_credential_that_may_be_missing() -> None:
+    # A name without a path: systemd looks into /etc/credstore, and starts the unit if there is nothing.
+    assert settings(CONTROLLER)["LoadCredential"] == ["garrison-passphrase"]
+
+
+def test_a_new_revocation_list_reloads_the_broker(tmp_path: Path) -> None:
+    path, service = "garrison-broker-reload.path", "garrison-broker-reload.service"
+    for name in (path, service):
+        (tmp_path / name).write_text((UNITS / name).read_text())
+    result = run("systemd-analyze", "verify", str(tmp_path / path))
+    assert (result.returncode, result.stdout) == (0, "")
+    watched = Path(settings(path)["PathChanged"][0])
+    assert watched.name == REVOCATION_LIST
+    assert watched.parents[1].name == settings(CONTROLLER)["StateDirectory"][0]
+    assert settings(service)["ExecStart"] == ["/usr/bin/systemctl try-reload-or-restart mosquitto.service"]
 
 
 def test_users_of_the_units_are_declared(tmp_path: Path) -> None:
