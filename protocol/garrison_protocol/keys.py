@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from garrison_protocol.canonical import sha256_hex
 from garrison_protocol.errors import RefusedError
 
-if TYPE_CHECKING:  # at run time it would load every kind of key there is, on boards too
+if TYPE_CHECKING:  # at run time they would load every kind of key there is, on boards too
     from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+
+_PLAIN_PEM = re.compile(rb"\s*-----BEGIN PRIVATE KEY-----\s+([A-Za-z0-9+/=\s]+)-----END PRIVATE KEY-----\s*")
+_ED25519_PREFIX = bytes.fromhex("302e020100300506032b657004220420")
+"""The DER of an unencrypted Ed25519 private key before its 32 bytes (RFC 8410, section 7)."""
 
 
 def key_id(public_hex: str) -> str:
@@ -113,6 +119,10 @@ def parse_private_key(pem: bytes, passphrase: bytes | None, path: Path) -> Priva
             f"{path} is not encrypted, though a passphrase is set",
             hint="`garrison serve encrypt-keys` encrypts it; replace the key if someone may have copied it",
         )
+    if not encrypted and (plain := _plain_ed25519(pem)) is not None:
+        return plain
+    from cryptography.hazmat.primitives import serialization  # noqa: PLC0415 -- 3 MB, which no board has to pay
+
     try:
         return serialization.load_pem_private_key(pem, passphrase)
     except UnsupportedAlgorithm as error:
@@ -129,10 +139,26 @@ def parse_private_key(pem: bytes, passphrase: bytes | None, path: Path) -> Priva
 
 def private_key_pem(private: PrivateKeyTypes, passphrase: bytes | None) -> bytes:
     """Return ``private`` as PKCS#8 PEM, encrypted if there is a ``passphrase``."""
+    from cryptography.hazmat.primitives import serialization  # noqa: PLC0415 -- see ``parse_private_key``
+
     protection = (
         serialization.NoEncryption() if passphrase is None else serialization.BestAvailableEncryption(passphrase)
     )
     return private.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, protection)
+
+
+def _plain_ed25519(pem: bytes) -> Ed25519PrivateKey | None:
+    """Return the key if ``pem`` is an unencrypted Ed25519 key, as ``SigningKey.save`` writes it; else None."""
+    match = _PLAIN_PEM.fullmatch(pem)
+    if match is None:
+        return None
+    try:
+        der = base64.b64decode(b"".join(match[1].split()), validate=True)
+    except binascii.Error:
+        return None
+    if len(der) != len(_ED25519_PREFIX) + 32 or not der.startswith(_ED25519_PREFIX):
+        return None
+    return Ed25519PrivateKey.from_private_bytes(der[-32:])
 
 
 def refuse_if_readable_by_others(path: Path) -> None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 from datetime import datetime
 from pathlib import Path
 
+from garrison_agent.adapters import certificate_process
 from garrison_agent.identity import Identity, save_pair
-from garrison_agent.registry.files import disk_errors, sync_folder
+from garrison_agent.registry.files import disk_errors, sync_folder, write_atomic
 from garrison_protocol.errors import RefusedError
-from garrison_protocol.keys import refuse_if_readable_by_others, write_private_file
+from garrison_protocol.keys import refuse_if_readable_by_others
 from garrison_protocol.messages.enrolment import RenewRequest, RenewResponse, renewal_bytes
 
 _KEY = "carried.key"
@@ -49,22 +50,19 @@ class CarriedRenewal:
             RefusedError: ``renewal.wrong_certificate``; the key goes on waiting.
             GarrisonError: ``disk.full``, ``disk.failed``.
         """
-        from garrison_agent.adapters.certificates import check_issuer, checked_pair, read_certificate
-
-        try:
-            key_pem = self._path(_KEY).read_bytes()
-        except FileNotFoundError:
+        if not self._path(_KEY).exists():
             return False
+        with disk_errors(self._path(_KEY)):
+            key_pem = self._path(_KEY).read_bytes()
         try:
-            pair = checked_pair(answer.certificate_pem, key_pem, self._identity.device)
-            check_issuer(pair, device_ca)
+            pair = certificate_process.checked_pair(answer.certificate_pem, key_pem, self._identity.device, device_ca)
         except ValueError as error:
             raise RefusedError(
                 "renewal.wrong_certificate",
                 f"the certificate on the stick cannot be used: {error}",
                 hint="take the board's newest export home and export again; the old certificate stays",
             ) from error
-        ended = read_certificate(pair)[1].ended(at.timestamp())
+        ended = certificate_process.read_certificate(pair)[1].ended(at.timestamp())
         if not ended:
             save_pair(self._identity.state_dir, pair)
         with disk_errors(
@@ -77,15 +75,13 @@ class CarriedRenewal:
 
     def _csr(self) -> str:
         """Return the request for the key that waits; signatures differ, so the text is kept with the key."""
-        from garrison_agent.adapters.certificates import new_key, request_pem
-
         key, request = self._path(_KEY), self._path(_REQUEST)
         if not (request.exists() and key.exists()):
             key.unlink(missing_ok=True)
             request.unlink(missing_ok=True)
-            key_pem = new_key()
-            write_private_file(key, key_pem)
-            write_private_file(request, request_pem(key_pem).encode())
+            key_pem, csr_pem = certificate_process.new_request()
+            write_atomic(key, key_pem, mode=0o600)
+            write_atomic(request, csr_pem.encode(), mode=0o600)  # half of one would be sent for ever
         refuse_if_readable_by_others(key)
         return request.read_text()
 

@@ -53,7 +53,7 @@ def request_pem(key_pem: bytes) -> str:
 
 @_value_errors_only()
 def checked_pair(certificate_pem: str, key_pem: bytes, device: str) -> bytes:
-    """Return certificate (with its chain, if one came) and key in one PEM text.
+    """Return certificate (with its chain, if one came) and key in one PEM text, after a line for ``noted``.
 
     Raises:
         ValueError: This is no certificate, or not one for this key and this board.
@@ -67,7 +67,7 @@ def checked_pair(certificate_pem: str, key_pem: bytes, device: str) -> bytes:
         raise ValueError("it is for another key than the one that this board has just made")
     if len(chain) > MAX_CHAIN:
         raise ValueError(f"it comes with {len(chain) - 1} others")
-    return b"".join(one.public_bytes(serialization.Encoding.PEM) for one in chain) + key_pem
+    return _note(chain[0]) + b"".join(one.public_bytes(serialization.Encoding.PEM) for one in chain) + key_pem
 
 
 @_value_errors_only()
@@ -97,3 +97,11 @@ def read_certificate(pair_pem: bytes) -> tuple[str, Validity]:
     certificate = x509.load_pem_x509_certificate(pair_pem)
     span = Validity(certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp())
     return certificate.fingerprint(hashes.SHA256()).hex(), span
+
+
+def _note(leaf: x509.Certificate) -> bytes:
+    return b"certificate %s from %d to %d\n" % (
+        leaf.fingerprint(hashes.SHA256()).hex().encode(),
+        leaf.not_valid_before_utc.timestamp(),
+        leaf.not_valid_after_utc.timestamp(),
+    )

@@ -13,6 +13,7 @@ import ssl
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from garrison_agent.adapters import certificate_process
 from garrison_agent.adapters.device_http import exchange, parsed
 from garrison_agent.core.certificate import Validity
 from garrison_agent.identity import Identity, load_record, save_pair, save_record
@@ -110,20 +111,22 @@ class Renewal:
                     break
         raise next((error for error in failures if not isinstance(error, UnavailableError)), failures[0])
 
-    def read(self) -> tuple[str, Validity] | None:
-        """Return the stored pair's SHA-256 and its span; None: there is none that can be used."""
-        from garrison_agent.adapters.certificates import read_certificate
+    def read(self, device_cas: str = "") -> tuple[str, Validity] | None:
+        """Return the stored pair's SHA-256 and its span; None: there is none that can be used.
 
+        Nor can one that is by none of ``device_cas`` (PEM; empty: any will do).
+
+        Raises:
+            UnavailableError: ``certificate.process_failed``.
+        """
         pair = self._identity.folders.tls_pair
         try:
             ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(pair)  # also tells whether the key fits
-            return read_certificate(pair.read_bytes())
+            return certificate_process.read_certificate(pair.read_bytes(), device_cas or None)
         except (OSError, ValueError):
             return None
 
     def _renew_over(self, carrier: Carrier) -> None:
-        from garrison_agent.adapters.certificates import check_issuer, checked_pair, new_key, request_pem
-
         if not (carrier.authentic or self._device_cas()):
             raise UnavailableError(
                 "renewal.unverifiable",
@@ -132,15 +135,13 @@ class Renewal:
                 retryable=True,
             )
         device = self._identity.device
-        key_pem = new_key()
-        csr_pem = request_pem(key_pem)
+        key_pem, csr_pem = certificate_process.new_request()
         nonce = carrier.nonce()
         proof = self._identity.signing_key.sign(renewal_bytes(device, nonce, csr_pem)).hex()
         answer = carrier.renew(RenewRequest(device=device, nonce=nonce, csr_pem=csr_pem, proof=proof))
         try:
-            pair = checked_pair(answer.certificate_pem, key_pem, device)
-            if not carrier.authentic:
-                check_issuer(pair, self._device_cas())
+            cas = None if carrier.authentic else self._device_cas()
+            pair = certificate_process.checked_pair(answer.certificate_pem, key_pem, device, cas)
         except ValueError as error:
             raise RefusedError(
                 "renewal.wrong_certificate",

@@ -10,14 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-
 from garrison_agent.api.access import LOAD_TIMEOUT_S, ModelAccess
 from garrison_agent.api.app import PEER_STATE, LocalApp
 from garrison_agent.api.commands import Post
 from garrison_agent.api.guards import peer_of
 from garrison_agent.api.routes import RouteTable
+from garrison_agent.http_server import Config, HttpToolsProtocol, Server
 from garrison_protocol.errors import GarrisonError, UnavailableError
 
 SOCKET_MODE = 0o660
@@ -114,10 +112,10 @@ class LocalApi:
         )
 
 
-class _Server(uvicorn.Server):
+class _Server(Server):
     """uvicorn without its ten wake-ups a second, which would be most of an idle agent's CPU time."""
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.stopping = asyncio.Event()
 
@@ -139,9 +137,9 @@ class _UnixProtocol(HttpToolsProtocol):
         self.app_state = {**self.app_state, PEER_STATE: peer_of(transport.get_extra_info("socket"))}
 
 
-def _configure(app: LocalApp, protocol: type[HttpToolsProtocol]) -> uvicorn.Config:
+def _configure(app: LocalApp, protocol: type[HttpToolsProtocol]) -> Config:
     config: Any = {"app": app, "http": protocol}
-    return uvicorn.Config(
+    return Config(
         **config,
         loop="asyncio",
         ws="none",

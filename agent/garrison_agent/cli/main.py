@@ -11,17 +11,12 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from garrison_agent.cli.cache import list_cache, remove_from_cache, show_location
-from garrison_agent.cli.doctor import run_doctor
-from garrison_agent.cli.models import list_models, load_model, show_model, unload_model
-from garrison_agent.cli.output import print_error
 from garrison_agent.cli.service import enroll, print_completion, run_agent
-from garrison_agent.cli.status import show_status
-from garrison_agent.cli.stick import export_bundle, import_bundle
 from garrison_protocol.errors import GarrisonError
 
 Command: TypeAlias = Callable[[argparse.Namespace], int]
@@ -38,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         status: int = arguments.command(arguments)
         sys.stdout.flush()
     except GarrisonError as error:
+        from garrison_agent.cli.output import print_error
+
         print_error(error, arguments.output)
         return error.exit_status
     except KeyboardInterrupt:
@@ -75,7 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_command(
         commands,
         "doctor",
-        run_doctor,
+        _late("doctor", "run_doctor"),
         "check configuration, keys, certificate, clock, disk, engines, and the running agent",
         ["garrison-agent doctor", "garrison-agent doctor -o json"],
         notes="Exit status 1 if a check failed. Works while the agent is down.",
@@ -92,6 +89,16 @@ def build_parser() -> argparse.ArgumentParser:
     )
     completion.add_argument("shell", choices=["bash", "zsh"])
     return parser
+
+
+def _late(module: str, name: str) -> Command:
+    """Return a command that is loaded when it runs: the agent itself keeps none of the others in memory."""
+
+    def run(arguments: argparse.Namespace) -> int:
+        command: Command = getattr(import_module(f"garrison_agent.cli.{module}"), name)
+        return command(arguments)
+
+    return run
 
 
 def _add_service(commands: Any) -> None:
@@ -136,7 +143,7 @@ def _add_service(commands: Any) -> None:
     _add_command(
         commands,
         "status",
-        show_status,
+        _late("status", "show_status"),
         "show what serves, connection, registry, outbox, and memory",
         ["garrison-agent status", "garrison-agent status -o json | jq .outbox"],
     )
@@ -147,14 +154,14 @@ def _add_models(commands: Any) -> None:
     _add_command(
         models,
         "list",
-        list_models,
+        _late("models", "list_models"),
         "list the models on this board",
         ["garrison-agent model list", "garrison-agent model list -o json"],
     )
     info = _add_command(
         models,
         "info",
-        show_model,
+        _late("models", "show_model"),
         "show one model: variant, runtime, size, limits, gate, license",
         ["garrison-agent model info smollm2", "garrison-agent model info smollm2 --license"],
     )
@@ -163,7 +170,7 @@ def _add_models(commands: Any) -> None:
     load = _add_command(
         models,
         "load",
-        load_model,
+        _late("models", "load_model"),
         "load a model and wait until it serves",
         ["garrison-agent model load smollm2"],
     )
@@ -171,7 +178,7 @@ def _add_models(commands: Any) -> None:
     unload = _add_command(
         models,
         "unload",
-        unload_model,
+        _late("models", "unload_model"),
         "end a model's process and free its memory; the next request loads it again",
         ["garrison-agent model unload smollm2"],
     )
@@ -180,14 +187,24 @@ def _add_models(commands: Any) -> None:
 
 def _add_cache(commands: Any) -> None:
     cache = _add_group(commands, "cache", "see and clear installed model files")
-    _add_command(cache, "list", list_cache, "list installed packages and their size", ["garrison-agent cache list"])
     _add_command(
-        cache, "location", show_location, "print the folder that holds model files", ["garrison-agent cache location"]
+        cache,
+        "list",
+        _late("cache", "list_cache"),
+        "list installed packages and their size",
+        ["garrison-agent cache list"],
+    )
+    _add_command(
+        cache,
+        "location",
+        _late("cache", "show_location"),
+        "print the folder that holds model files",
+        ["garrison-agent cache location"],
     )
     remove = _add_command(
         cache,
         "remove",
-        remove_from_cache,
+        _late("cache", "remove_from_cache"),
         "delete an installed package that nothing uses",
         ["garrison-agent cache remove smollm2:1.0.0"],
     )
@@ -198,7 +215,7 @@ def _add_stick(commands: Any) -> None:
     taken = _add_command(
         commands,
         "import",
-        import_bundle,
+        _late("stick", "import_bundle"),
         "take in a bundle from a stick: metadata, desired state, models, receipts",
         ["garrison-agent import /media/stick", "garrison-agent import /media/stick --wait 600"],
         notes="Needs no network. Everything is verified as if the network had brought it; an older bundle changes "
@@ -216,7 +233,7 @@ def _add_stick(commands: Any) -> None:
     sent = _add_command(
         commands,
         "export",
-        export_bundle,
+        _late("stick", "export_bundle"),
         "write what this board sends home to a stick: status, audit, telemetry, requests",
         ["garrison-agent export /media/stick"],
         notes="Take it to the controller: garrison registry import DIR",

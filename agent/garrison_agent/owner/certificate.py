@@ -6,6 +6,8 @@ process ended between the two.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from collections.abc import Callable
 from typing import Protocol
 
@@ -16,17 +18,27 @@ from garrison_agent.events import CertificateTried, Post, Tick
 from garrison_agent.outbox.journal import Journal
 from garrison_agent.owner.jobs import Jobs
 from garrison_agent.owner.timers import Timers
+from garrison_protocol.canonical import sha256_hex
 from garrison_protocol.errors import GarrisonError, InsufficientError, UnavailableError
 from garrison_protocol.states import Stream
 
 _KNOWN = "certificate.sha256"
+_ISSUED = "certificate.issued"
+"""The certificate and the CAs of which one was seen to have issued it."""
+_log = logging.getLogger(__name__)
 
 
 class Renew(Protocol):
     """Gets and stores certificates; ``adapters.renewal.Renewal`` is one."""
 
-    def read(self) -> tuple[str, Validity] | None:
-        """Return the stored certificate's SHA-256 and span; None: there is none that can be used."""
+    def read(self, device_cas: str = "") -> tuple[str, Validity] | None:
+        """Return the stored certificate's SHA-256 and span; None: there is none that can be used.
+
+        Nor can one that is by none of ``device_cas`` (PEM; empty: any will do).
+
+        Raises:
+            UnavailableError: This cannot be found out now.
+        """
         ...
 
     def renew(self) -> None:
@@ -50,8 +62,12 @@ class Certificate:
         monotonic_s: Callable[[], float],
         chance: Callable[[], float],
         reconnect: Callable[[], None],
+        device_cas: Callable[[], str],
     ) -> None:
-        """``judge_at_s`` is the later of clock and floor in Unix seconds; ``reconnect`` uses the new pair."""
+        """``judge_at_s`` is the later of clock and floor in Unix seconds; ``reconnect`` uses the new pair.
+
+        ``device_cas`` are those of the verified ``fleet.json`` (PEM, or empty).
+        """
         self._renew = renew
         self._database = database
         self._journal = journal
@@ -64,7 +80,9 @@ class Certificate:
         self._reconnect = reconnect
         self._sha256: str | None = None
         self._validity: Validity | None = None
-        self._read()
+        self._device_cas = device_cas
+        self._cas = device_cas()
+        self._read(self._cas)
         self._tries = Tries()
         self._error: GarrisonError | None = None
         self._next_s: float | None = None
@@ -79,6 +97,20 @@ class Certificate:
         self._begin_if_due()
         self._record()
 
+    def metadata_checked(self) -> None:
+        """Renew at once if ``fleet.json`` has given up the CA of this certificate: the broker will too.
+
+        A certificate by a CA that is not listed *yet* stays: the controller is ahead of this board's metadata.
+
+        Raises:
+            InsufficientError: The disk is full; the next look records it.
+        """
+        cas = self._device_cas()
+        if cas != self._cas:
+            self._cas = cas
+            self._read(cas)
+            self.look()
+
     def tried(self, event: CertificateTried) -> None:
         """Take in how a renewal ended.
 
@@ -88,8 +120,9 @@ class Certificate:
         self._busy, self._next_s = False, None
         before, self._error = self._error, event.error
         if event.error is None:
-            self._tries = Tries()
             self._read()
+            # Where this board's time is ahead of the controller's, the next one would be due again as soon.
+            self._tries = Tries(self._tries.failed + 1, refused=True) if self.due else Tries()
             self._reconnect()
             self._record()
             return
@@ -126,6 +159,10 @@ class Certificate:
             useless = self._validity is None or self._validity.ended(self._judge_at_s())
             return Check(name="renewal", outcome="fail" if useless else "warn", detail=detail, fix=error.hint)
         due = is_due(self._validity, self._judge_at_s())
+        if due and self._tries.failed:
+            detail = "the newest certificate is due again at once: this board's time is ahead of the controller's"
+            fix = "set the clock; if it is right, see `time floor`"
+            return Check(name="renewal", outcome="warn", detail=detail, fix=fix)
         return Check(name="renewal", outcome="ok", detail="under way" if due else "not due yet", fix="")
 
     def _begin_if_due(self) -> None:
@@ -151,9 +188,26 @@ class Certificate:
 
         self._jobs.apart(job)
 
-    def _read(self) -> None:
-        found = self._renew.read()
+    def _read(self, device_cas: str = "") -> None:
+        try:
+            found = self._renew.read()
+            if found is not None and device_cas:
+                found = self._issued(found, device_cas)
+        except UnavailableError as error:
+            _log.error("%s. %s", error, error.hint)
+            found = None
         self._sha256, self._validity = (None, None) if found is None else found
+
+    def _issued(self, found: tuple[str, Validity], device_cas: str) -> tuple[str, Validity] | None:
+        """Return ``found`` if one of ``device_cas`` issued it; each pair of them is looked at once."""
+        pair = f"{found[0]} {sha256_hex(device_cas.encode())}"
+        if self._database.get(_ISSUED) == pair:
+            return found
+        checked = self._renew.read(device_cas)
+        if checked is not None:
+            with contextlib.suppress(InsufficientError):  # the next start looks again
+                self._database.put(_ISSUED, pair)
+        return checked
 
     def _record(self) -> None:
         known = self._database.get(_KNOWN)

@@ -9,8 +9,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 
-import uvicorn
-
+from garrison_agent.http_server import Config, Server
 from garrison_agent.runtimes.asgi import Application, Receive, Scope, Send
 
 _TICK_S = 5.0
@@ -18,10 +17,10 @@ _TICK_S = 5.0
 _DRAIN_S = 60
 
 
-class _Server(uvicorn.Server):
+class _Server(Server):
     """Uvicorn without its own signal handling, and with a slow idle tick."""
 
-    def __init__(self, config: uvicorn.Config, on_listening: Callable[[], None]) -> None:
+    def __init__(self, config: Config, on_listening: Callable[[], None]) -> None:
         super().__init__(config)
         self._on_listening = on_listening
         self._stop = asyncio.Event()
@@ -58,7 +57,7 @@ async def serve(application: Application, path: str, on_listening: Callable[[], 
         if scope["type"] == "http":
             await application(scope, receive, send)
 
-    config = uvicorn.Config(
+    config = Config(
         asgi,
         lifespan="off",
         log_config=None,

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import argparse
 import json
 import socket
 import threading
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -108,7 +111,7 @@ def test_the_agents_errors_keep_their_exit_status(
         assert run(config, *words) == status
     err = capsys.readouterr().err
     assert "known here: chat, smollm2:1.0.0" in err
-    assert "[model.digest_mismatch]\n  hint: wait for the repair" in err
+    assert "(model.digest_mismatch)\nhint: wait for the repair" in err
 
 
 def test_a_name_with_odd_letters_is_only_a_name(serve: Serve, config: Path) -> None:
@@ -206,3 +209,19 @@ def test_completion_knows_the_commands(shell: str, capsys: pytest.CaptureFixture
 def test_an_empty_enrolment_string(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(config, "enroll", "") == 2
     assert "enrolment.empty" in capsys.readouterr().err
+
+
+def test_every_command_that_is_loaded_late_exists() -> None:
+    def commands(parser: argparse.ArgumentParser) -> Iterator[object]:
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for one in action.choices.values():
+                    yield from commands(one)
+        if (command := parser.get_default("command")) is not None:
+            yield command
+
+    late = [cell.cell_contents for one in commands(build_parser()) for cell in getattr(one, "__closure__", None) or ()]
+    pairs = list(zip(late[::2], late[1::2], strict=True))
+    assert len(pairs) >= 11
+    for module, name in pairs:
+        assert callable(getattr(import_module(f"garrison_agent.cli.{module}"), str(name)))
