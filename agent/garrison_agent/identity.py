@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from garrison_agent.registry.files import disk_errors, sync_folder, write_atomic
 from garrison_agent.tls import JudgeAt, PinnedContext, pinned_context
-from garrison_protocol.errors import GarrisonError, NotFoundError
+from garrison_protocol.errors import GarrisonError, InvalidError, NotFoundError
 from garrison_protocol.ids import DeviceId, Sha256
 from garrison_protocol.keys import SigningKey, refuse_if_readable_by_others, write_private_file
 
@@ -204,6 +205,39 @@ def save_pair(state_dir: Path, pem: bytes) -> None:
         UnavailableError: ``disk.failed``.
     """
     write_atomic(Folders(state_dir).tls_pair, pem, mode=0o600)
+
+
+def pin_server_ca(state_dir: Path, pem: str) -> bool:
+    """Trust the CAs in ``pem``, from a verified ``fleet.json``, in place of those pinned so far, durably.
+
+    True: one of those is no longer trusted. The next connection goes by the new file; empty ``pem`` changes nothing.
+
+    Raises:
+        InvalidError: ``fleet.server_ca_unusable``; the old file stays.
+        InsufficientError: ``disk.full``.
+        UnavailableError: ``disk.failed``.
+    """
+    path = Folders(state_dir).server_ca
+    with disk_errors(path):
+        before = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    if pem in ("", before):
+        return False
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=pem)
+    except (ssl.SSLError, ValueError) as error:
+        raise InvalidError(
+            "fleet.server_ca_unusable",
+            f"fleet.json's server CA cannot be used: {error}",
+            hint="the release signers must publish a fleet.json with the controller's CA; the pinned one stays",
+        ) from error
+    write_atomic(path, pem.encode())
+    return not _certificates(before) <= _certificates(pem)
+
+
+def _certificates(pem: str) -> set[str]:
+    """Return the certificates in ``pem``, each as its text."""
+    begun = (part.partition("-----END CERTIFICATE-----")[0] for part in pem.split("-----BEGIN CERTIFICATE-----")[1:])
+    return {"".join(text.split()) for text in begun}
 
 
 def tidy(state_dir: Path) -> None:

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from garrison_agent.adapters.database import Database
 from garrison_agent.core.slot import Event, JobFailed, MustWait
+from garrison_agent.core.time_floor import CLOCK_TOLERANCE_S
 from garrison_agent.events import MetadataChecked, Post
 from garrison_agent.outbox.journal import Journal
 from garrison_agent.owner.jobs import Jobs, Work, failure
@@ -64,7 +65,10 @@ class Trust:
         work: Work,
         post: Post,
         time: Timekeeper,
+        pin: Callable[[Fleet], None],
     ) -> None:
+        """``pin`` makes this board trust the server CAs of a verified ``fleet.json``, durably; raises GarrisonError."""
+        self._pin = pin
         self._database = database
         self._journal = journal
         self._jobs = jobs
@@ -163,8 +167,7 @@ class Trust:
     def checked(self, event: MetadataChecked, admitted: Admitted) -> dict[str, Event]:
         """Take in the outcome of a check; return the event of each deployment that asked for it."""
         self._busy = False
-        view, error = event.view, event.error
-        self._record(view, error)
+        view, error = self._record(event.view, event.error)
         answers: dict[str, Event] = {}
         for alias, waiting in self._asked.items():
             if self._waiting.get(alias) == waiting:
@@ -183,7 +186,8 @@ class Trust:
         high_water = self._high_water()
         trusted_at = 0 if self._kept is None else self._kept.refreshed_at
         work, post = self._work, self._post
-        floor_s, doubted_floor_s, source = self._time.floor_s(), self._time.doubted_floor_s(), self._time.source
+        floor_s, doubts = self._time.floor_s(), self._time.doubts()
+        ahead = self._time.clock_s < floor_s - CLOCK_TOLERANCE_S
 
         def job() -> None:
             error: GarrisonError | None = None
@@ -193,16 +197,18 @@ class Trust:
                     return
                 except GarrisonError as refused:
                     error = refused
-                if error.code == "registry.expired" and doubted_floor_s < floor_s:
-                    # Whoever signed our time may have lied. Newer metadata says so by no longer naming that key.
+                # Whoever signed our time may have lied, also so that every server's certificate seems to have ended.
+                # Newer metadata says so by no longer naming that key; a thief may have had several.
+                doubted = error.code == "registry.expired" or (ahead and error.code == "source.unreachable")
+                for gone, doubted_floor_s in doubts if doubted else ():
                     try:
                         view = work.refresh(want, high_water, doubted_floor_s)
-                        fleet = None if view.fleet is None else _readable(view.fleet)[0]
-                        if fleet is not None and source not in _directors(fleet):
-                            post(MetadataChecked(view, None))
-                            return
                     except GarrisonError:
-                        pass  # expired without that key's word as well; the first error says it
+                        continue  # expired without those keys' word as well; the first error says it
+                    fleet = None if view.fleet is None else _readable(view.fleet)[0]
+                    if fleet is not None and not gone & _directors(fleet):
+                        post(MetadataChecked(view, None))
+                        return
             try:
                 post(MetadataChecked(work.offline(want, high_water, trusted_at, floor_s), error))
             except GarrisonError as nothing:
@@ -214,11 +220,20 @@ class Trust:
         rows = self._database.connection.execute("SELECT role, version FROM high_water")
         return {str(role): int(version) for role, version in rows}
 
-    def _record(self, view: Refresh | None, error: GarrisonError | None) -> None:
-        fleet = None
+    def _record(self, view: Refresh | None, error: GarrisonError | None) -> tuple[Refresh | None, GarrisonError | None]:
+        """Store the outcome of a check; return what of it counts."""
+        fleet, unusable = None, None
         if view is not None and view.fleet is not None:
-            fleet, unreadable = _readable(view.fleet)
-            error = error or unreadable
+            fleet, unusable = _readable(view.fleet)
+        if fleet is not None:
+            try:
+                self._pin(fleet)  # first: what this board says that it holds, it goes by already
+            except InvalidError as no_pem:
+                unusable = no_pem
+            except GarrisonError as unwritten:
+                view, fleet, error = None, None, unwritten
+        outcome = view, error
+        error = error or unusable
         with self._database.transaction():
             if view is not None:
                 self._keep(view, fleet)
@@ -232,6 +247,7 @@ class Trust:
                 self.fleet = fleet
         elif self._kept is not None:
             self.freshness = Freshness.STALE
+        return outcome
 
     def _keep(self, view: Refresh, fleet: Fleet | None) -> None:
         kept = _Kept(

@@ -38,6 +38,8 @@ class Issued:
     serial: str
     """In hex."""
     not_after: datetime
+    issuer: str
+    """``Authority.fingerprint``."""
 
 
 class Authority:
@@ -46,7 +48,7 @@ class Authority:
     def __init__(self, key: ec.EllipticCurvePrivateKey, certificate: x509.Certificate) -> None:
         self._key = key
         self.certificate = certificate
-        self.pem = certificate.public_bytes(serialization.Encoding.PEM).decode()
+        self.pem = to_pem(certificate)
 
     @classmethod
     def create(cls, name: str, now: datetime) -> Authority:
@@ -65,15 +67,20 @@ class Authority:
 
     @classmethod
     def of(cls, key: PrivateKeyTypes, certificate_path: Path) -> Authority:
-        """Return the authority that holds ``key`` and the certificate in a PEM file.
+        """Return the authority that holds ``key`` and a certificate for it in a PEM file, where others may lie too.
 
         Raises:
-            RefusedError: ``key.wrong_type``; the key is of another kind, or not the certificate's.
+            RefusedError: ``key.wrong_type``; the key is of another kind, or of no certificate there.
         """
-        certificate = x509.load_pem_x509_certificate(certificate_path.read_bytes())
-        if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
-            raise RefusedError("key.wrong_type", f"the private key of {certificate_path} is another one")
-        return cls(key, certificate)
+        for certificate in x509.load_pem_x509_certificates(certificate_path.read_bytes()):
+            if isinstance(key, ec.EllipticCurvePrivateKey) and key.public_key() == certificate.public_key():
+                return cls(key, certificate)
+        raise RefusedError("key.wrong_type", f"the private key of {certificate_path} is another one")
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the certificate, in hex."""
+        return fingerprint(self.certificate)
 
     def key_pem(self, passphrase: bytes | None = None) -> bytes:
         """Return the private key as PKCS#8 PEM, encrypted if there is a ``passphrase``."""
@@ -101,7 +108,7 @@ class Authority:
         """Return a CRL (PEM) naming serial numbers (hex) with the times of their revocation."""
         builder = x509.CertificateRevocationListBuilder(
             issuer_name=self.certificate.subject, last_update=now - CLOCK_SKEW, next_update=now + timedelta(CRL_DAYS)
-        )
+        ).add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
         for serial, at in revoked:
             entry = x509.RevokedCertificateBuilder(int(serial, 16), at).build()
             builder = builder.add_revoked_certificate(entry)
@@ -130,7 +137,7 @@ class Authority:
             .sign(self._key, hashes.SHA256())
         )
         pem = certificate.public_bytes(serialization.Encoding.PEM).decode()
-        return Issued(pem, f"{certificate.serial_number:x}", certificate.not_valid_after_utc)
+        return Issued(pem, f"{certificate.serial_number:x}", certificate.not_valid_after_utc, self.fingerprint)
 
 
 def csr_public_key(csr_pem: str) -> PublicKey:
@@ -163,15 +170,42 @@ def private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
 
 
 def certificate_end(path: Path) -> datetime:
-    """Return when the certificate in a PEM file ends (aware UTC).
+    """Return when the last of the certificates in a PEM file ends (aware UTC).
+
+    Raises:
+        InvalidError: ``pki.certificate_damaged``.
+    """
+    return max(certificate.not_valid_after_utc for certificate in read_certificates(path))
+
+
+def read_certificates(path: Path) -> list[x509.Certificate]:
+    """Return every certificate in a PEM file; at least one.
 
     Raises:
         InvalidError: ``pki.certificate_damaged``.
     """
     try:
-        return x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc
+        return x509.load_pem_x509_certificates(path.read_bytes())
     except ValueError as error:
         raise InvalidError("pki.certificate_damaged", f"{path} holds no certificate", hint="restore it") from error
+
+
+def fingerprints(pem: str) -> set[str]:
+    """Return the fingerprint of every certificate in ``pem``; none where it holds something else."""
+    try:
+        return {fingerprint(certificate) for certificate in x509.load_pem_x509_certificates(pem.encode())}
+    except ValueError:
+        return set()
+
+
+def fingerprint(certificate: x509.Certificate) -> str:
+    """Return the certificate's SHA-256 in hex."""
+    return certificate.fingerprint(hashes.SHA256()).hex()
+
+
+def to_pem(certificate: x509.Certificate) -> str:
+    """Return ``certificate`` as PEM."""
+    return certificate.public_bytes(serialization.Encoding.PEM).decode()
 
 
 def _builder(

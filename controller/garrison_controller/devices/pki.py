@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import datetime
 from pathlib import Path
 
@@ -26,6 +26,7 @@ SERVER_CA = "server-ca"
 SERVER = "server"
 CLIENT = "controller"
 REVOCATION_LIST = "device-ca.crl"
+ONLINE = "online.json"
 
 
 def initialise(config: ControllerConfig, now: datetime, passphrase: bytes | None = None) -> Path:
@@ -41,7 +42,9 @@ def initialise(config: ControllerConfig, now: datetime, passphrase: bytes | None
         raise ConflictError(
             "controller.initialised",
             f"{config.state_dir} holds keys already",
-            hint="start it with `garrison serve run`, or name another state_dir",
+            hint="start it with `garrison serve run`, or name another state_dir"
+            if online.is_file()
+            else "without online.json: restore that, or, if `serve init` was cut off, begin in another state_dir",
         )
     for folder in (config.state_dir, config.keys_dir, config.pki_dir, config.metadata_dir, config.blobs_dir):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -53,7 +56,7 @@ def initialise(config: ControllerConfig, now: datetime, passphrase: bytes | None
     device_ca = _create_authority(config.pki_dir, DEVICE_CA, "Garrison device CA", now, passphrase)
     server_ca = _create_authority(config.pki_dir, SERVER_CA, "Garrison server CA", now, passphrase)
     issue_own(config, device_ca, server_ca, now)
-    write_revocation_list(config.pki_dir, device_ca, (), now)
+    write_revocation_list(config.pki_dir, [device_ca], (), now)
     document = {**public, "device_ca": device_ca.pem, "server_ca": server_ca.pem}
     replace_file(online, (json.dumps(document, indent=2) + "\n").encode(), 0o644)
     return online
@@ -86,7 +89,7 @@ def load_online_keys(config: ControllerConfig) -> Keyring:
 
 
 def load_authority(config: ControllerConfig, name: str) -> Authority:
-    """Return ``DEVICE_CA`` or ``SERVER_CA``; errors as ``load_online_keys``."""
+    """Return ``DEVICE_CA`` or ``SERVER_CA``, the one in force; errors as ``load_online_keys``."""
     check_initialised(config)
     return Authority.of(key_store(config, config.pki_dir).load(name), config.pki_dir / f"{name}.pem")
 
@@ -107,14 +110,18 @@ def check_initialised(config: ControllerConfig) -> None:
 
 def online_path(config: ControllerConfig) -> Path:
     """Return where the public halves of the controller's keys are kept for the ceremony."""
-    return config.state_dir / "online.json"
+    return config.state_dir / ONLINE
 
 
 def write_revocation_list(
-    folder: Path, authority: Authority, revoked: Iterable[tuple[str, datetime]], now: datetime
+    folder: Path, authorities: Iterable[Authority], revoked: Collection[tuple[str, datetime]], now: datetime
 ) -> None:
-    """Replace the revocation list that the broker reads (on SIGHUP)."""
-    replace_file(folder / REVOCATION_LIST, authority.revocation_list(revoked, now), 0o644)
+    """Replace the file of revocation lists that the broker reads (on SIGHUP): one by each of ``authorities``.
+
+    Each names every serial number in ``revoked``: these are too long to meet by chance.
+    """
+    lists = b"".join(authority.revocation_list(revoked, now) for authority in authorities)
+    replace_file(folder / REVOCATION_LIST, lists, 0o644)
 
 
 def replace_file(path: Path, data: bytes, mode: int) -> None:

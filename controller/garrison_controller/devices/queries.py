@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
-from sqlalchemy import or_, select
+from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
 
 from garrison_controller.devices.filter import DeviceFacts, Term, holds
@@ -84,6 +84,17 @@ def pending_groups(session: Session, device_id: str, now: datetime) -> Sequence[
     ).all()
 
 
+def open_tokens(session: Session, now: datetime) -> Sequence[EnrolmentToken]:
+    """Return every enrolment token that may still be used."""
+    return session.scalars(
+        select(EnrolmentToken).where(
+            EnrolmentToken.uses < EnrolmentToken.uses_max,
+            EnrolmentToken.revoked_at.is_(None),
+            EnrolmentToken.expires_at > now,
+        )
+    ).all()
+
+
 def tokens(session: Session, scopes: Sequence[str]) -> Sequence[EnrolmentToken]:
     """Return every enrolment token that admits into one of ``scopes``, the newest first."""
     in_scope = or_(*(EnrolmentToken.group.startswith(scope, autoescape=True) for scope in scopes))
@@ -120,6 +131,28 @@ def revoked_certificates(session: Session, now: datetime) -> list[tuple[str, dat
     return [(row.serial, row.revoked_at) for row in rows if row.revoked_at is not None]
 
 
+def boards_certified_by(session: Session, issuer: str, now: datetime) -> dict[str, datetime]:
+    """Return admitted boards with a certificate by ``issuer`` that still opens the broker, and until when it does."""
+    rows = session.execute(
+        select(Device.id, func.max(IssuedCertificate.not_after))
+        .join(IssuedCertificate, IssuedCertificate.device_id == Device.id)
+        .where(
+            Device.state == ENROLLED,
+            IssuedCertificate.issuer == issuer,
+            IssuedCertificate.revoked_at.is_(None),
+            IssuedCertificate.not_after > now,
+        )
+        .group_by(Device.id)
+        .order_by(Device.id)
+    )
+    return {row[0]: row[1] for row in rows}
+
+
+def boards_before_targets(session: Session, version: int) -> list[str]:
+    """Return admitted boards that have not said that they hold ``version`` of targets, or a newer one."""
+    return [board.id for board in enrolled(session) if _targets(board.status) < version]
+
+
 def certificates_ending(session: Session, before: datetime) -> list[Device]:
     """Return admitted boards whose newest certificate ends before a time."""
     return list(
@@ -127,3 +160,10 @@ def certificates_ending(session: Session, before: datetime) -> list[Device]:
             select(Device).where(Device.state == ENROLLED, Device.cert_not_after < before).order_by(Device.id)
         )
     )
+
+
+def _targets(status: Mapping[str, object]) -> int:
+    """Return the version of targets in a board's status; 0 if it has not said."""
+    registry = status.get("registry")
+    version = registry.get("targets") if isinstance(registry, dict) else None
+    return version if isinstance(version, int) else 0

@@ -55,11 +55,13 @@ class Device(Base):
 
 
 class IssuedCertificate(Base):
-    """Every certificate the device CA signed for a board: what a revocation list must name."""
+    """Every certificate that a device CA signed for a board: what a revocation list must name."""
 
     __tablename__ = "issued_certificate"
 
     serial: Mapped[str] = mapped_column(String(40), primary_key=True)
+    issuer: Mapped[str] = mapped_column(String(64), index=True)
+    """SHA-256 of the authority's certificate, in hex."""
     device_id: Mapped[str] = mapped_column(ForeignKey("device.id"), index=True)
     not_after: Mapped[datetime]
     issued_at: Mapped[datetime]

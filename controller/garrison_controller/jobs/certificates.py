@@ -36,7 +36,9 @@ def notices(config: ControllerConfig, database: Database, now: datetime) -> list
     for name in (DEVICE_CA, SERVER_CA):
         end = certificate_end(config.pki_dir / f"{name}.pem")
         if end - now < OWN_NOTICE:
-            found.append(f"pki/{name}.pem ends {end:%Y-%m-%d}: a new authority must be signed into fleet.json")
+            found.append(f"pki/{name}.pem ends {end:%Y-%m-%d}: begin with `garrison serve rotate-key {name}`")
+        if (config.pki_dir / f"{name}.old.key").exists():
+            found.append(f"the old {name} is still trusted: `garrison serve retire-ca {name}` once nobody needs it")
     with database.reading() as session:
         overdue = timedelta(days=config.devices.certificate_days) / OVERDUE_SHARE
         found += board_notices(

@@ -178,6 +178,7 @@ def downgrade() -> None:
     op.drop_table("retired_identity")
     op.drop_table("report_state")
     with op.batch_alter_table("issued_certificate", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_issued_certificate_issuer"))
         batch_op.drop_index(batch_op.f("ix_issued_certificate_device_id"))
 
     op.drop_table("issued_certificate")
@@ -328,6 +329,7 @@ def _create_rollouts_and_what_follows() -> None:
     op.create_table(
         "issued_certificate",
         sa.Column("serial", sa.String(length=40), nullable=False),
+        sa.Column("issuer", sa.String(length=64), nullable=False),
         sa.Column("device_id", sa.String(length=63), nullable=False),
         sa.Column("not_after", sa.DateTime(timezone=True), nullable=False),
         sa.Column("issued_at", sa.DateTime(timezone=True), nullable=False),
@@ -337,6 +339,7 @@ def _create_rollouts_and_what_follows() -> None:
     )
     with op.batch_alter_table("issued_certificate", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_issued_certificate_device_id"), ["device_id"], unique=False)
+        batch_op.create_index(batch_op.f("ix_issued_certificate_issuer"), ["issuer"], unique=False)
 
     op.create_table(
         "report_state",
