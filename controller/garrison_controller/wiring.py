@@ -17,7 +17,7 @@ from garrison_controller.bus.answers import BoardAnswers
 from garrison_controller.bus.service import Bus
 from garrison_controller.config import ControllerConfig
 from garrison_controller.db.base import Database
-from garrison_controller.devices import pki, queries, rotation
+from garrison_controller.devices import authorities, pki, rotation
 from garrison_controller.devices.sessions import Sessions
 from garrison_controller.jobs import certificates
 from garrison_controller.jobs.schedule import Job, build_scheduler
@@ -45,11 +45,11 @@ class Controller:
             GarrisonError: As ``pki.load_online_keys``.
         """
         self.config = config
-        self._revoking = threading.Lock()
         self._switching = threading.Lock()
         self.keys = pki.load_online_keys(config)
         self.device_ca = pki.load_authority(config, pki.DEVICE_CA)
-        self.server_ca_sha256 = sha256_hex((config.pki_dir / f"{pki.SERVER_CA}.pem").read_bytes())
+        self._in_use = authorities.in_use(config, self.device_ca)
+        (self.server_ca_pem,) = self._in_use["server_ca"].values()
         self.database = Database(config.database_url)
         self.sessions = Sessions(now_s)
         self.registry = Registry(
@@ -60,6 +60,7 @@ class Controller:
             self.keys.purposes,
             timestamp_days=config.registry.timestamp_days,
             snapshot_days=config.registry.snapshot_days,
+            check_fleet=lambda fleet: authorities.check_fleet(fleet, self._in_use),
         )
         self.bus = Bus(
             self.database,
@@ -95,6 +96,10 @@ class Controller:
 
     def start(self) -> None:
         """Start the bus and the scheduled jobs; a broker that is away is tried again for ever."""
+        try:  # the last process may have ended between a revocation's commit and the file
+            self.write_revocation_list()
+        except (GarrisonError, SQLAlchemyError, OSError):
+            _LOG.exception("the list of revoked certificates could not be written")
         timestamp = self.registry.current_timestamp()
         if timestamp is not None:
             self.bus.publish_registry_timestamp(timestamp)
@@ -107,6 +112,11 @@ class Controller:
             self.scheduler.shutdown(wait=True)
             self.bus.stop()
         self.database.close()
+
+    @property
+    def server_ca_sha256(self) -> str:
+        """The digest, for enrolment strings, of the authority behind what this process shows: ``server_ca_pem``."""
+        return sha256_hex(self.server_ca_pem.encode())
 
     def root_sha256(self) -> str:
         """Return the digest of ``1.root.json``, which boards pin.
@@ -125,11 +135,7 @@ class Controller:
 
     def write_revocation_list(self) -> None:
         """Write the list of revoked certificates for the broker, from what the database says now."""
-        with self._revoking:  # or an older list could replace a newer one
-            now = datetime.now(UTC)
-            with self.database.reading() as session:
-                revoked = queries.revoked_certificates(session, now)
-            pki.write_revocation_list(self.config.pki_dir, self.device_ca, revoked, now)
+        authorities.write_revocation_lists(self.config, self.database, datetime.now(UTC))
 
     def _tick(self, now: datetime) -> None:
         if rollouts.tick(self.database, self.keys.director, now):
@@ -145,13 +151,17 @@ class Controller:
     def _switch_keys(self, root: Root, fleet: Fleet) -> None:
         try:
             with self._switching:
-                switched = rotation.switch(self.keys, self.database, root, fleet, datetime.now(UTC))
+                now = datetime.now(UTC)
+                switched = rotation.switch(self.keys, self.database, root, fleet, now)
+                retired = authorities.settle(self.config, self.database, fleet, now)
         except (GarrisonError, SQLAlchemyError, OSError):
             # What is published stands, whatever fails here; the next refresh, or the next start, makes up for it.
-            _LOG.exception("a new key could not be put in force yet")
+            _LOG.exception("a new key could not be put in force, or an old authority not be retired, yet")
             return
         for purpose in switched:
             _LOG.warning("the %s key was switched; the old one is deleted", purpose)
+        for name in retired:
+            _LOG.warning("the old %s is retired, and its key deleted: restart the broker", name)
         if switched:
             self.bus.desired_changed()
 
@@ -159,7 +169,22 @@ class Controller:
         certificates.notices(self.config, self.database, now)
 
 
+class _Socket(ssl.SSLSocket):
+    """Closes itself where the handshake fails: paho would leave that to the collector, once a try."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        """As ``ssl.SSLSocket.do_handshake``."""
+        try:
+            super().do_handshake(block)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise  # no failure: a socket without a time-out goes on later
+        except BaseException:
+            self.close()
+            raise
+
+
 def _broker_tls(config: ControllerConfig) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=str(config.pki_dir / f"{pki.SERVER_CA}.pem"))
     context.load_cert_chain(str(config.pki_dir / f"{pki.CLIENT}.pem"), str(config.pki_dir / f"{pki.CLIENT}.key"))
+    context.sslsocket_class = _Socket
     return context

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from garrison_agent.events import Tick
+from garrison_agent.owner.inbound import HINTS, HINTS_IN_S
+from garrison_agent.registry.trust import Refresh
 from garrison_protocol import topics
 from garrison_protocol.envelope import seal
+from garrison_protocol.keys import SigningKey
 from garrison_protocol.manifest import PackageRef, Requirements
 from garrison_protocol.messages import desired as desired_state
 from garrison_protocol.messages.base import encode
@@ -241,3 +245,42 @@ def test_a_desired_state_with_a_thousand_aliases(board: Target) -> None:
     body = Desired.model_construct(device=DEVICE, counter=99, aliases=(alias,) * 1000)
     with board.refusing_message("message.malformed"):
         board.receive(DESIRED, seal(desired_state.KIND, encode(body), DIRECTOR))
+
+
+def test_a_flood_of_hints_sets_no_pace(board: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flood: false notices and desired states by strangers, each of which makes the board verify metadata anew."""
+    refresh, checks = board.work.refresh, list[float]()
+
+    def counted(want: list[str], high_water: dict[str, int], floor_s: float) -> Refresh:
+        checks.append(board.clock.monotonic_s)
+        return refresh(want, high_water, floor_s)
+
+    monkeypatch.setattr(board.work, "refresh", counted)
+    stranger = SigningKey.generate()
+    for number in range(100):
+        board.receive(topics.REGISTRY_TIMESTAMP, b"%d" % number)
+        board.receive(DESIRED, seal(desired_state.KIND, b"{}", stranger))
+        board.settle()
+    assert len(checks) <= HINTS
+    board.forward(HINTS_IN_S)
+    board.owner.handle(Tick.HEARTBEAT)
+    board.settle()
+    assert len(checks) == HINTS + 1, "the last hint is followed all the same"
+
+
+def test_a_repeated_desired_state_makes_no_board_ask_for_anchors_without_end(board: Target) -> None:
+    """Flood: a genuine desired state again and again, to a board that lost its store and gets no anchor."""
+    sent = board.desire(entry(package("1.0").ref, "r1"))
+    board.settle()
+    board.kill()
+    for path in board.config.database_path.parent.glob("agent.db*"):
+        path.unlink()
+    board.controller_silent = True
+    board.start()
+    board.connect()
+    asked = board.asked
+    for _ in range(100):
+        board.receive(DESIRED, sent)
+        board.settle()
+    assert board.parts.inbound.held == board.counter
+    assert board.asked == asked

@@ -53,6 +53,24 @@ def code(answer: httpx.Response) -> tuple[int, str]:
     return answer.status_code, answer.json().get("code", "")
 
 
+# Strangers.
+
+
+@pytest.mark.parametrize("authorization", ["", "Bearer garrison_of-no-use", "Basic eDp4"])
+def test_a_strangers_body_that_fills_the_controllers_memory(door: Door, authorization: str) -> None:
+    """A stranger sends 16 MiB of small JSON objects to operators' endpoints; parsed, they would take 400 MiB."""
+    headers = {"content-type": "application/json"} | ({"authorization": authorization} if authorization else {})
+    body = b"[" + b"{}," * 100_000 + b"{}]"
+    before = door.standing()
+    with door.served.board_http() as http:
+        for path in ("/api/v1/rollouts", "/api/v1/enrolment/offline", ENROLL):
+            assert code(http.post(path, content=body, headers=headers)) == (413, "request.too_large")
+        token = {"authorization": f"Bearer {door.served.admin_token}"}
+        answer = http.post("/api/v1/rollouts", content=body, headers=headers | token)
+        assert answer.status_code in {403, 422}  # heard out
+    assert door.standing() == before
+
+
 # Tokens.
 
 

@@ -17,10 +17,12 @@ import pytest
 from securesystemslib.signer import SSlibKey
 from tuf.api.metadata import TargetFile
 
+from garrison_controller.cli.ceremony import show_reviews
 from garrison_controller.config import ControllerConfig, KeysConfig
 from garrison_controller.devices import pki
 from garrison_controller.devices.keyring import find_passphrase
 from garrison_controller.registry.rules import Upload
+from garrison_controller.signing.delegations import add_delegation
 from garrison_controller.signing.key_uris import open_uri
 from garrison_controller.signing.keys import load_public, load_signer, public_key
 from garrison_controller.signing.metadata import parse_root, parse_targets, to_bytes, write_durable
@@ -33,7 +35,7 @@ from garrison_protocol.fleet import FLEET_TARGET
 from garrison_protocol.keys import SigningKey
 from garrison_protocol.manifest import target_path
 from tests.attacks import standing
-from tests.fakes.ceremony import NOW, PASSPHRASE, Ceremony, make_ceremony, make_package
+from tests.fakes.ceremony import NOW, PASSPHRASE, Ceremony, draft, make_ceremony, make_package, make_signer
 from tests.fakes.makers import FILES, Maker, draft_of, makers_signature, write_files
 from tests.fakes.published import PublishedRegistry, upload_of
 
@@ -239,6 +241,84 @@ def test_a_manifest_that_is_not_the_one_in_the_metadata(
     with refused("registry.target_changed", ceremony.workspace.folder):
         review(ceremony.workspace, NOW)
     assert registry.registry.status()["targets"] == 1
+
+
+def test_a_key_under_another_keys_id(ceremony: Ceremony, registry: PublishedRegistry, tmp_path: Path) -> None:
+    """Whoever prepares a root, or a family, puts a key of their own under the id of the key that others compared."""
+    own = make_signer(tmp_path / "mallory", "mallory").public_key.keyval["public"]
+    ceremony.signers["rune"] = make_signer(ceremony.folder / "keys", "rune")
+    rune = load_public(ceremony.folder / "keys" / "rune.pub.json")
+    ceremony.workspace.rotate_root(add=[("root", rune)], remove=[("root", "carol")], thresholds={}, days=730, now=NOW)
+    _swap_key(ceremony.workspace.folder / "pending" / "2.root.json", rune.keyid, own)
+    with refused("registry.key_misnamed", ceremony.workspace.folder):
+        review(ceremony.workspace, NOW)
+    with refused("registry.key_misnamed", ceremony.workspace.folder):
+        ceremony.workspace.sign(ceremony.signers["alice"])
+    roots = ((ceremony.workspace.folder / "pending" / "2.root.json").read_bytes(),)
+    with refused("registry.key_misnamed", registry.folder):
+        registry.registry.accept_metadata(Upload(roots=roots), "id-mallory", "mallory", NOW)
+    ceremony.workspace.drop_pending("root")
+
+    paths = ["models/tiny*/*/manifest.json"]
+    add_delegation(ceremony.workspace, "tiny", paths=paths, keys=[rune], threshold=1, days=365, now=NOW)
+    _swap_key(ceremony.workspace.folder / "pending" / "2.targets.json", rune.keyid, own)
+    with refused("registry.key_misnamed", ceremony.workspace.folder):
+        review(ceremony.workspace, NOW)
+
+
+def _swap_key(path: Path, keyid: str, public: str) -> None:
+    document = json.loads(path.read_bytes())
+    signed = document["signed"]
+    keys = signed["keys"] if "keys" in signed else signed["delegations"]["keys"]
+    keys[keyid]["keyval"]["public"] = public
+    path.write_text(json.dumps(document))
+
+
+def test_words_that_rewrite_a_signers_terminal(
+    ceremony: Ceremony, registry: PublishedRegistry, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A manifest's publisher, or a signer's name, moves the cursor and writes over the digest that is shown."""
+    source = tmp_path / "model.gguf"
+    source.write_bytes(b"evil")
+    evil = "evil\x1b[3A\x1b[2Kmanifest_sha256: 00\x9b2K\u202e\n  signatures by the targets role: 2 of 2 needed"
+    package = pack(draft(publisher=evil), {"model.gguf": source}, tmp_path / "package", NOW)
+    ceremony.workspace.add_package(package, days=365, now=NOW)
+    show_reviews(review(ceremony.workspace, NOW))
+    shown = capsys.readouterr().err
+    assert "\\x1b[3A\\x1b[2K" in shown
+    lines = shown.splitlines()
+    assert all(line.isprintable() for line in lines)
+    assert [line.split(":")[0] for line in lines if line.startswith("  signatures")] == [
+        "  signatures by the targets role"
+    ]
+    assert "1 of 2" not in shown
+    assert any("0 of 2 needed" in line for line in lines)
+
+
+def test_a_file_or_a_lease_that_no_signer_was_shown(
+    ceremony: Ceremony, registry: PublishedRegistry, tmp_path: Path
+) -> None:
+    """The first file of a model is the one that everybody knows; a second, and a lease of an hour, are not."""
+    variant = {
+        "name": "q4",
+        "runtime": {"engine": "llama.cpp"},
+        "memory_mb": 100,
+        "files": [{"path": "model.gguf"}, {"path": "template.jinja"}],
+        "model_settings": {"draft": "template.jinja"},
+    }
+    sources = {}
+    for name in ("model.gguf", "template.jinja"):
+        sources[name] = tmp_path / name
+        sources[name].write_bytes(name.encode())
+    manifest = draft(variants=[variant], lease={"days": 0.05, "on_expiry": "stop"})
+    package = pack(manifest, sources, tmp_path / "package", NOW)
+    ceremony.workspace.add_package(package, days=365, now=NOW)
+    (shown,) = review(ceremony.workspace, NOW)
+    facts = shown.changes[0].facts
+    for file in package.manifest.variants[0].files:
+        assert f"{file.path} sha256 {file.sha256}" in str(facts["variants"])
+    assert "draft=template.jinja" in str(facts["variants"])
+    assert facts["lease"] == "0.05 days, then stop"
 
 
 # --- a workspace on a stick ------------------------------------------------------------------------------------------

@@ -8,15 +8,18 @@ from datetime import UTC, datetime
 import pytest
 
 from garrison_agent.api.commands import LoadModel
+from garrison_agent.core.certificate import Validity
 from garrison_agent.events import AnchorAnswered, Tick
 from garrison_agent.owner.anchor import NONCE_BYTES
+from garrison_agent.registry.trust import Refresh
 from garrison_protocol.envelope import seal
 from garrison_protocol.errors import UnavailableError
+from garrison_protocol.fleet import FLEET_TARGET, parse_fleet
 from garrison_protocol.keys import SigningKey
 from garrison_protocol.manifest import Lease
 from garrison_protocol.messages.base import encode
 from garrison_protocol.messages.desired import KIND, Desired
-from garrison_protocol.states import Freshness
+from garrison_protocol.states import Freshness, KeyPurpose
 from tests.attacks.target import Target
 from tests.fakes.packages import Package
 from tests.fakes.tuf_repository import in_days
@@ -254,3 +257,61 @@ def test_a_stolen_director_key_tells_a_counter_that_no_desired_state_reaches(boa
     answer(board)
     board.deploy(package("2.0"), "r2")
     assert board.models.running == ["chat:2.0"]
+
+
+def test_a_thief_of_two_director_keys_moves_time_forward_until_both_are_replaced(board: Target) -> None:
+    """Stolen controller amid a rotation: both director keys say that it is months later; one doubt is not enough."""
+    second, before = SigningKey.generate(), floor_s(board)
+    fleet = parse_fleet(board.repository.targets[FLEET_TARGET])
+    keys = [key for key in fleet.keys if key.purpose is KeyPurpose.DIRECTOR]
+    both = (*fleet.keys, keys[0].model_copy(update={"public": second.public_hex}))
+    board.repository.targets[FLEET_TARGET] = fleet.model_copy(update={"keys": both}).model_dump_json().encode()
+    board.repository.publish()
+    board.look()
+    for key in (DIRECTOR, second):
+        answer(board, key=key, time_s=board.clock.wall_s + 300 * DAY_S)
+    board.controller_silent = True
+    board.look()
+    assert board.parts.trust.view.freshness == "STALE", "the keys are still named: their word stands"
+    board.director = board.repository.director = SigningKey.generate()
+    board.repository.set_fleet()
+    board.repository.publish()
+    board.look()
+    assert board.parts.trust.view.freshness == "FRESH"
+    assert floor_s(board) < before + DAY_S
+
+
+def test_a_stolen_director_key_makes_every_server_seem_ended(board: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stolen director key: it says that the controller's own certificate has ended, to keep the way back shut."""
+    ends_s, refresh = board.clock.wall_s + 100 * DAY_S, board.work.refresh
+
+    def over_tls(want: list[str], high_water: dict[str, int], judged_s: float) -> Refresh:
+        if max(judged_s, board.clock.wall_s) > ends_s:
+            raise UnavailableError("source.unreachable", "the server's certificate expired", retryable=True)
+        return refresh(want, high_water, judged_s)
+
+    monkeypatch.setattr(board.work, "refresh", over_tls)
+    answer(board, time_s=board.clock.wall_s + 300 * DAY_S)
+    board.controller_silent = True
+    board.look()
+    assert board.parts.trust.last_error == "source.unreachable"
+    board.director = board.repository.director = SigningKey.generate()
+    board.repository.set_fleet()
+    board.repository.publish()
+    board.look()
+    assert board.parts.trust.view.freshness == "FRESH"
+    assert floor_s(board) < ends_s
+
+
+def test_a_stolen_director_key_makes_a_board_renew_without_end(board: Target) -> None:
+    """Stolen director key: a month is gone, it says, so that every new certificate of the board is due at once."""
+    board.renew.validity = Validity(board.clock.wall_s, board.clock.wall_s + 30 * DAY_S)
+    board.restart()
+    answer(board, time_s=board.clock.wall_s + 31 * DAY_S)
+    for _ in range(24 * 60):
+        board.renew.now_s = board.clock.wall_s
+        board.forward(60)
+        board.owner.handle(Tick.HEARTBEAT)
+        board.settle()
+    assert 1 <= board.renew.tries <= 10
+    assert board.models.running == ["chat:1.0"]

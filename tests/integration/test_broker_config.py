@@ -68,7 +68,7 @@ class Site:
     def revoke(self, serial: str) -> None:
         now = datetime.now(UTC)
         authority = pki.load_authority(self.config, pki.DEVICE_CA)
-        pki.write_revocation_list(self.config.pki_dir, authority, [(serial, now)], now)
+        pki.write_revocation_list(self.config.pki_dir, [authority], [(serial, now)], now)
         self.process.send_signal(signal.SIGHUP)
 
     def stop(self) -> None:

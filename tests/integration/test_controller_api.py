@@ -239,7 +239,7 @@ def test_access_through_the_api(served: Served) -> None:
     ("path", "body", "code"),
     [
         ("/api/v1/enrolment/tokens", {"name": "controller-9"}, "device.name_malformed"),
-        ("/api/v1/enrolment/tokens", {"name": "a", "group": "nowhere"}, "access.denied"),
+        ("/api/v1/enrolment/tokens", {"name": "a", "group": "nowhere"}, "access.scope_malformed"),
         ("/api/v1/enrolment/tokens", {"name": "a", "hours": 0}, "request.malformed"),
         ("/api/v1/enrolment/tokens", {}, "request.malformed"),
         ("/api/v1/devices/none/revoke", {}, "device.not_found"),
@@ -299,7 +299,7 @@ class TestCommands:
         assert main(["device", "list", "--filter", "label.site=x,group=/cli/*"]) == 0
         table = capsys.readouterr().out
         assert "cli-1" in table
-        assert "1 boards, 0 online" in table
+        assert "1 board, 0 online" in table
         assert main(["device", "list", "--filter", "name=cli-1", "-o", "json"]) == 0
         assert [one["id"] for one in json.loads(capsys.readouterr().out)] == ["cli-1"]
         assert main(["device", "show", "cli-1", "-o", "json"]) == 0
@@ -360,6 +360,34 @@ def test_a_name_that_waits_for_its_board_is_not_taken_by_another_group(served: S
         with pytest.raises(DeniedError):
             there.post("/api/v1/enrolment/tokens", {"name": "edge-1", "group": "/eu/there/"})
         here.post("/api/v1/enrolment/tokens", {"name": "edge-1", "group": "/eu/here/"})
+
+
+def test_what_was_approved_into_a_group_is_seen_and_changed_there_only(served: Served) -> None:
+    board, other = Board(), Board()
+    with (
+        served.principal("eva", "device-admin", scope="/eu/") as eva,
+        served.principal("uma", "device-admin", scope="/us/") as uma,
+        served.board_http() as http,
+    ):
+        for one, name in ((board, "asked-1"), (other, "asked-2")):
+            answer = http.post("/device/v1/enroll", json=one.enrol_request(name=name).model_dump())
+            assert answer.status_code == 202
+        asked = {one["asked_name"] for one in uma.get("/api/v1/enrolment/requests")["requests"]}
+        assert {"asked-1", "asked-2"} <= asked
+        eva.post(f"/api/v1/enrolment/requests/{board.fingerprint}/approve", {"group": "/eu/"})
+        asked = {one["asked_name"] for one in uma.get("/api/v1/enrolment/requests")["requests"]}
+        assert "asked-1" not in asked
+        assert "asked-2" in asked
+        carried = board.offline_request("asked-1").model_dump()
+        for path, body in (
+            (f"requests/{board.fingerprint}/approve", {"group": "/us/"}),
+            (f"requests/{board.fingerprint}/deny", {}),
+            ("offline", {"group": "/us/", "request": carried}),
+        ):
+            with pytest.raises(DeniedError):
+                uma.post(f"/api/v1/enrolment/{path}", body)
+        (mine,) = [one for one in eva.get("/api/v1/enrolment/requests")["requests"] if one["name"] == "asked-1"]
+        assert (mine["state"], mine["group"]) == ("approved", "/eu/")
 
 
 def test_revocation_lists_are_written_one_after_another(served: Served) -> None:

@@ -67,7 +67,7 @@ def test_a_batch_is_made_used_listed_and_ended(served: Served, garrison: Garriso
     status, line, said = garrison(
         "device", "token", "create", "--batch", "--uses", "2", "--prefix", "fab-", "--group", "/fab/"
     )
-    assert (status, "up to 2 boards, which become fab-1, fab-2" in said) == (0, True)
+    assert (status, "up to 2 boards, to become fab-1, fab-2" in said) == (0, True)
     assert [enrol(served, Board(), line, "fab-9")[1]["device"], enrol(served, Board(), line)[1]["device"]] == [
         "fab-9",
         "fab-1",

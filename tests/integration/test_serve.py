@@ -105,8 +105,11 @@ def test_from_nothing_to_a_controller_that_answers_and_ends_cleanly(host: Host) 
 
 
 def test_a_killed_controller_starts_again(host: Host) -> None:
+    """And writes the revocation list: it may have been killed between a revocation's commit and the file."""
     host.json("serve", "init", "--unencrypted-keys")
+    revocations = host.folder / "state" / "pki" / "device-ca.crl"
     for _ in range(2):
+        revocations.unlink()
         process = subprocess.Popen(
             [sys.executable, "-m", "garrison_controller", "serve", "run", "--config", str(host.config)],
             env=host.environment,
@@ -114,6 +117,7 @@ def test_a_killed_controller_starts_again(host: Host) -> None:
         )
         try:
             wait_until(lambda: is_open(host.port), "the controller")
+            wait_until(revocations.is_file, "the revocation list")
         finally:
             process.kill()
             process.wait()

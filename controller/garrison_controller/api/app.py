@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from starlette.types import Scope
 
 from garrison_controller.api import (
@@ -20,6 +20,7 @@ from garrison_controller.api import (
     rollouts,
     telemetry,
 )
+from garrison_controller.api.auth import is_known
 from garrison_controller.api.devices import TheController
 from garrison_controller.api.limits import BodyLimit
 from garrison_controller.wiring import Controller
@@ -40,7 +41,7 @@ def create_app(controller: Controller) -> FastAPI:
     )
     app.state.controller = controller
     errors.install(app)
-    app.add_middleware(BodyLimit, streams=_streams)
+    app.add_middleware(BodyLimit, streams=_streams, known=lambda scope: is_known(Request(scope)))
     for part in (devices, enrolment, access, registry, blobs, bundles, rollouts, audit, telemetry):
         app.include_router(part.router)
     app.get("/healthz", tags=["health"])(get_health)

@@ -16,7 +16,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from garrison_controller.access import rules, service
 from garrison_controller.access.rules import Permission
 from garrison_controller.db.base import Database
-from garrison_protocol.errors import DeniedError, UnauthenticatedError
+from garrison_protocol.errors import DeniedError, GarrisonError, UnauthenticatedError
 
 _BEARER = HTTPBearer(auto_error=False, description="An API token, as `garrison access token create` prints it")
 
@@ -46,9 +46,10 @@ class Caller:
 
         Raises:
             DeniedError: ``access.denied``.
+            InvalidError: ``access.scope_malformed``, rather than a denial that a typing error caused.
         """
         if not rules.allowed(self.grants, permission, scope, self.at):
-            raise _denied(self.name, permission, scope)
+            raise _denied(self.name, permission, rules.check_scope(scope))
 
     def check_anywhere(self, permission: Permission) -> None:
         """Return if the caller has ``permission`` in some scope: for lists, which the caller's scopes then bound.
@@ -89,6 +90,19 @@ def current(
     return caller
 
 
+def is_known(request: Request) -> bool:
+    """Tell whether ``request`` carries an API token that counts, before anything else of it is looked at."""
+    scheme, _, secret = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not secret:
+        return False
+    try:
+        with database_of(request).reading() as session:
+            service.authenticate(session, secret.strip(), datetime.now(UTC))
+    except GarrisonError:
+        return False
+    return True
+
+
 CurrentCaller = Annotated[Caller, Depends(current)]
 """Annotation for endpoints: ``def endpoint(caller: CurrentCaller)``."""
 
@@ -110,10 +124,11 @@ def require(permission: Permission, *, anywhere: bool = False) -> Callable[[Call
 
 
 def _denied(name: str, permission: Permission, scope: str) -> DeniedError:
+    roles = ", ".join(role.value for role, held in rules.PERMISSIONS.items() if permission in held)
     return DeniedError(
         "access.denied",
         f"{name} has no {permission.value} on {scope}",
-        hint="ask a security-admin of that group for a role that has it (`garrison access grant`)",
+        hint=f"ask a security-admin of that group for a role that has it (`garrison access grant`): {roles}",
         permission=permission.value,
         scope=scope,
     )

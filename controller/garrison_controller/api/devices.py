@@ -17,7 +17,6 @@ from garrison_controller.api.auth import Caller, require
 from garrison_controller.devices import anchors, enrolment, queries, refusals, requests, service
 from garrison_controller.devices.enrolment import Admission, Admitted
 from garrison_controller.devices.filter import parse_filter
-from garrison_controller.devices.pki import SERVER_CA
 from garrison_controller.devices.requests import Waiting
 from garrison_controller.devices.sessions import SESSION_LIFETIME_S
 from garrison_controller.devices.tables import Device, RetiredIdentity
@@ -82,8 +81,7 @@ DeviceSession = Annotated[str, Depends(device_session)]
 @router.get("/device/v1/server-ca.pem", tags=["boards"])
 def get_server_ca(controller: TheController) -> Response:
     """The authority behind this server, as PEM; a board compares its digest with its enrolment string."""
-    pem = (controller.config.pki_dir / f"{SERVER_CA}.pem").read_bytes()
-    return Response(pem, media_type="application/x-pem-file")
+    return Response(controller.server_ca_pem, media_type="application/x-pem-file")
 
 
 @router.post("/device/v1/enroll", tags=["boards"], responses={202: {"model": EnrolPending}})

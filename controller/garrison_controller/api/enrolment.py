@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, Field, model_validator
 
-from garrison_controller.access.rules import Permission
+from garrison_controller.access.rules import Permission, within
 from garrison_controller.api.auth import Caller, require
 from garrison_controller.api.devices import TheController, admission_of
 from garrison_controller.devices import anchors, queries, requests, tokens
@@ -129,10 +129,12 @@ def get_invitation(controller: TheController, _caller: Enroller) -> dict[str, An
 
 
 @router.get("/enrolment/requests")
-def get_requests(controller: TheController, _caller: Enroller) -> dict[str, Any]:
-    """Boards that wait for a decision, or were denied, or approved and have not come back yet."""
+def get_requests(controller: TheController, caller: Enroller) -> dict[str, Any]:
+    """Boards that wait for a decision, or were denied, or approved into the caller's groups and not come back yet."""
+    scopes = caller.scopes(Permission.DEVICE_ENROL)
     with controller.database.reading() as session:
-        return {"requests": [_request(row) for row in requests.listed(session, datetime.now(UTC))]}
+        found = requests.listed(session, datetime.now(UTC))
+        return {"requests": [_request(row) for row in found if row.state != APPROVED or within(row.group, scopes)]}
 
 
 @router.post("/enrolment/requests/{fingerprint}/approve")
@@ -161,6 +163,9 @@ def post_offline(controller: TheController, request: OfflineApproval, caller: En
         known = queries.by_identity(session, request.request.identity)
         if known is not None:
             caller.check(Permission.DEVICE_ENROL, known.group)
+        waiting = session.get(EnrolmentRequest, request.request.identity)
+        if waiting is not None and caller.at < waiting.expires_at:
+            _check_decided(waiting, caller)
         admitted = requests.admit_offline(
             session, caller.name, request.request, request.place, admission_of(controller, caller.at)
         )

@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from garrison_protocol.errors import InvalidError
 
 MAX_BODY_BYTES = 16 * 1024 * 1024
-MAX_BOARD_BODY_BYTES = 64 * 1024
-"""Boards send certificate requests and nothing larger over HTTP."""
+MAX_STRANGERS_BODY_BYTES = 64 * 1024
+"""Of boards, which send certificate requests and nothing larger, and of whoever holds no API token: parsed, a body
+takes thirty times its length in memory."""
 
 
 class _TooLargeError(Exception):
@@ -20,25 +22,35 @@ class _TooLargeError(Exception):
 
 
 class BodyLimit:
-    """ASGI middleware that answers 413 to larger bodies. ``streams(scope)``: endpoints that bound their own."""
+    """ASGI middleware that answers 413 to larger bodies.
 
-    def __init__(self, app: ASGIApp, streams: Callable[[Scope], bool]) -> None:
+    ``streams(scope)``: endpoints that bound their own. ``known(scope)``, called in a thread: whether the caller holds
+    an API token that counts.
+    """
+
+    def __init__(self, app: ASGIApp, streams: Callable[[Scope], bool], known: Callable[[Scope], bool]) -> None:
         self._app = app
         self._streams = streams
+        self._known = known
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] != "http" or self._streams(scope):
             await self._app(scope, receive, send)
             return
-        limit = MAX_BOARD_BODY_BYTES if scope["path"].startswith("/device/") else MAX_BODY_BYTES
+        limit = MAX_STRANGERS_BODY_BYTES
+        asked = scope["path"].startswith("/device/")
         received = 0
         begun = False
 
         async def bounded() -> Message:
-            nonlocal received
+            nonlocal received, limit, asked
             message = await receive()
             received += len(message.get("body", b""))
+            if received > limit and not asked:
+                asked = True
+                if await run_in_threadpool(self._known, scope):
+                    limit = MAX_BODY_BYTES
             if received > limit:
                 raise _TooLargeError
             return message
@@ -53,5 +65,8 @@ class BodyLimit:
         with contextlib.suppress(_TooLargeError):
             await self._app(scope, bounded, watched)
         if received > limit and not begun:
-            error = InvalidError("request.too_large", f"a body above {limit} bytes", hint="send less at once")
+            hint = (
+                "send less at once" if limit == MAX_BODY_BYTES else "only callers with a valid API token may send more"
+            )
+            error = InvalidError("request.too_large", f"a body above {limit} bytes", hint=hint)
             await JSONResponse(error.to_dict(), status_code=413, headers={"Connection": "close"})(scope, receive, send)

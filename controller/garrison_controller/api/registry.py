@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.requests import ClientDisconnect
 
 from garrison_controller.access.rules import Permission
 from garrison_controller.api.auth import Caller, require
@@ -89,6 +90,8 @@ async def put_blob(controller: TheController, _caller: Publisher, sha256: str, r
                 waiting.clear()
         await run_in_threadpool(incoming.write, bytes(waiting))
         complete = await run_in_threadpool(incoming.finish)
+    except ClientDisconnect:  # nobody is there to answer; what came stays, and the next upload begins behind it
+        complete = False
     finally:
         incoming.close()
     return {"sha256": sha256, "offset": incoming.offset, "complete": complete}

@@ -1,9 +1,10 @@
 """Answers boards that fetch registry bytes over the broker (docs/protocol.md, "Fetch").
 
-Threads of its own, beside the one that commits messages: paho's thread drops a request into a bounded queue, and two
-workers take turns among the boards, one chunk each, so that however much one board asks for, the others get their
-share. Only an envelope of an enrolled board is answered. Chunks are QoS 0: what a board misses it asks for again, and
-for one that is offline the broker keeps nothing.
+Threads of its own, beside the one that commits messages: paho's thread drops a request into a bounded queue, two
+threads open requests, and one sends, taking turns among the boards, one chunk each. That only one sends is what makes
+the turns hold: of two that wait for room on the connection, either may get it again and again. So however much one
+board asks for, between two chunks of another it gets at most one. Only an envelope of an enrolled board is answered.
+Chunks are QoS 0: what a board misses it asks for again, and for one that is offline the broker keeps nothing.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ from garrison_protocol.messages.fetch import (
 )
 from garrison_protocol.topics import Down
 
-WORKERS = 2
-"""One may wait for the database or the disk meanwhile."""
+OPENERS = 2
+"""One may wait for the database meanwhile."""
 MAX_FETCH_BYTES = 64 * 1024
 PER_BOARD = 4
 """Requests of one board that wait; it has two windows outstanding, and may have given up on two."""
@@ -67,12 +68,13 @@ class Answers(Protocol):
 
 @dataclass
 class _Answer:
-    """A window on its way out."""
+    """A window on its way out, or one chunk that says why there is none."""
 
     fetch: Fetch
     offset: int
     total: int
     data: bytes | Path
+    refused: GarrisonError | None = None
 
     @property
     def end(self) -> int:
@@ -80,6 +82,8 @@ class _Answer:
 
     def next_chunk(self) -> Chunk:
         """Return the chunk at ``offset`` and move on."""
+        if self.refused is not None:
+            return _refusal(self.fetch, self.refused)
         size = min(self.fetch.piece, self.end - self.offset)
         if isinstance(self.data, bytes):
             piece = self.data[self.offset : self.offset + size]
@@ -96,6 +100,19 @@ class _Board:
     """Its requests, the oldest first; that one may have begun to be answered."""
 
 
+class _Turns:
+    """Boards for which threads of one kind have something to do, in the order of their turns."""
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self.boards: deque[str] = deque()
+        self.changed = threading.Condition(lock)
+
+    def append(self, device: str) -> None:
+        """Let the board have its next turn after all others. The caller holds the lock."""
+        self.boards.append(device)
+        self.changed.notify()
+
+
 @dataclass
 class _Refused:
     count: int = 0
@@ -104,7 +121,7 @@ class _Refused:
 
 
 class Fetches:
-    """The workers. ``start`` and ``stop`` once each; ``offer`` from any thread."""
+    """The threads that answer. ``start`` and ``stop`` once each; ``offer`` from any thread."""
 
     def __init__(
         self,
@@ -118,42 +135,45 @@ class Fetches:
         """``send`` publishes a frame once (QoS 0), waiting for room; False: there is no connection."""
         self._database, self._answers = database, answers
         self._send, self._now, self._monotonic_s = send, now, monotonic_s
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
         self._boards: dict[str, _Board] = {}
-        self._turns: deque[str] = deque()
+        self._to_open, self._to_send = _Turns(self._lock), _Turns(self._lock)
         self._count = 0
         self._buckets: dict[str, tuple[float, float]] = {}
         self._refused: dict[tuple[str, str], _Refused] = {}
         self._stopping = False
-        self._workers = [threading.Thread(target=self._run, name="fetch", daemon=True) for _ in range(WORKERS)]
+        self._threads = [
+            threading.Thread(target=self._run, args=(turns,), name="fetch", daemon=True)
+            for turns in (self._to_send, *[self._to_open] * OPENERS)
+        ]
 
     def start(self) -> None:
         """Begin to answer."""
-        for worker in self._workers:
-            worker.start()
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
         """End after the chunks at hand."""
-        with self._changed:
+        with self._lock:
             self._stopping = True
-            self._changed.notify_all()
-        for worker in self._workers:
-            worker.join()
+            self._to_open.changed.notify_all()
+            self._to_send.changed.notify_all()
+        for thread in self._threads:
+            thread.join()
 
     def offer(self, device: str, payload: bytes) -> bool:
         """Take a request from the topic of ``device``; False: dropped, since too many wait or came. Never waits."""
-        with self._changed:
+        with self._lock:
             board = self._boards.get(device)
             if len(payload) > MAX_FETCH_BYTES or self._count >= IN_TOTAL or not self._admit(device):
                 return False
             if board is None:
                 board = self._boards[device] = _Board()
-                self._turns.append(device)
+                self._to_open.append(device)
             elif len(board.waiting) >= PER_BOARD:
                 return False
             board.waiting.append(payload)
             self._count += 1
-            self._changed.notify()
             return True
 
     def _admit(self, device: str) -> bool:
@@ -168,53 +188,59 @@ class Fetches:
         self._buckets[device] = (tokens - 1 if tokens >= 1 else tokens, now_s)
         return tokens >= 1
 
-    def _run(self) -> None:
+    def _run(self, turns: _Turns) -> None:
         while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._stopping or self._turns)
+            with self._lock:
+                turns.changed.wait_for(lambda: self._stopping or turns.boards)
                 if self._stopping:
                     return
-                device = self._turns.popleft()
+                device = turns.boards.popleft()
                 item = self._boards[device].waiting[0]
             rest: _Answer | None = None
             try:
-                rest = self._step(device, item)
+                rest = self._sent(item) if isinstance(item, _Answer) else self._opened(device, item)
             except Exception:  # noqa: BLE001 -- one request must not end the thread that serves every board
                 _LOG.exception("a fetch of %s failed", device)
-            with self._changed:
-                board = self._boards[device]
-                if rest is None:
-                    board.waiting.popleft()
-                    self._count -= 1
-                else:
-                    board.waiting[0] = rest
-                if board.waiting:
-                    self._turns.append(device)
-                    self._changed.notify()
-                else:
-                    del self._boards[device]
+            with self._lock:
+                self._put_back(device, rest)
 
-    def _step(self, device: str, item: bytes | _Answer) -> _Answer | None:
-        """Open a request or send its next chunk; return what is left of it."""
-        fetch = item.fetch if isinstance(item, _Answer) else None
-        try:
-            if not isinstance(item, _Answer):
-                fetch = self._opened(device, item)
-                return self._answer(fetch)
-            sent = self._send(topics.down(device, Down.CHUNK), pack_chunk(item.next_chunk()))
-            return item if sent and item.offset < item.end else None
-        except GarrisonError as error:
-            refused = error
-        except (SQLAlchemyError, OSError) as error:
-            _LOG.warning("a fetch of %s cannot be answered: %s", device, error)
-            refused = UnavailableError("fetch.failed", "the controller cannot answer now", retryable=True)
-        if fetch is None:
-            self._count_refusal(device, refused)
+    def _put_back(self, device: str, rest: _Answer | None) -> None:
+        """Replace the oldest request of ``device`` by what is left of it, and line the board up again."""
+        waiting = self._boards[device].waiting
+        if rest is None:
+            waiting.popleft()
+            self._count -= 1
         else:
-            self._send(topics.down(device, Down.CHUNK), pack_chunk(_refusal(fetch, refused)))
-        return None
+            waiting[0] = rest
+        if not waiting:
+            del self._boards[device]
+        elif isinstance(waiting[0], _Answer):
+            self._to_send.append(device)
+        else:
+            self._to_open.append(device)
 
-    def _opened(self, device_id: str, payload: bytes) -> Fetch:
+    def _sent(self, answer: _Answer) -> _Answer | None:
+        """Send the next chunk; return what is left."""
+        try:
+            chunk = answer.next_chunk()
+        except (GarrisonError, OSError) as error:
+            return _refused(answer.fetch, error)
+        sent = self._send(topics.down(answer.fetch.device, Down.CHUNK), pack_chunk(chunk))
+        return answer if sent and answer.offset < answer.end else None
+
+    def _opened(self, device: str, sealed: bytes) -> _Answer | None:
+        """Return what is to be sent for a request; None where it is only counted."""
+        try:
+            fetch = self._unsealed(device, sealed)
+        except (GarrisonError, SQLAlchemyError) as error:
+            self._count_refusal(device, _as_refusal(device, error))
+            return None
+        try:
+            return self._answer(fetch)
+        except (GarrisonError, SQLAlchemyError, OSError) as error:
+            return _refused(fetch, error)
+
+    def _unsealed(self, device_id: str, payload: bytes) -> Fetch:
         """Return the request, once the envelope is by the identity key of the board that the topic names.
 
         Raises:
@@ -246,7 +272,7 @@ class Fetches:
         """Count what was not answered; write it down at most once a minute for each board and code."""
         sender = "" if error.code == "device.unknown" else device
         now_s = self._monotonic_s()
-        with self._changed:
+        with self._lock:
             known = self._refused.setdefault((sender, error.code), _Refused())
             known.count, known.message = known.count + 1, error.message
             if now_s - known.written_at_s < REFUSAL_EVERY_S:
@@ -270,6 +296,17 @@ def _read(path: Path, offset: int, size: int) -> bytes:
     if len(piece) != size:
         raise UnavailableError("fetch.failed", "the file was replaced meanwhile", hint="ask again", retryable=True)
     return piece
+
+
+def _refused(fetch: Fetch, error: GarrisonError | SQLAlchemyError | OSError) -> _Answer:
+    return _Answer(fetch, fetch.offset, 0, b"", _as_refusal(fetch.device, error))
+
+
+def _as_refusal(device: str, error: GarrisonError | SQLAlchemyError | OSError) -> GarrisonError:
+    if isinstance(error, GarrisonError):
+        return error
+    _LOG.warning("a fetch of %s cannot be answered: %s", device, error)
+    return UnavailableError("fetch.failed", "the controller cannot answer now", retryable=True)
 
 
 def _refusal(fetch: Fetch, error: GarrisonError) -> Chunk:

@@ -38,10 +38,15 @@ def bootstrap(
     # Of all verbs here only this one opens the database itself; the others do not wait for its libraries.
     from garrison_controller.access import console
 
-    issued = console.bootstrap(load_config(config), name, datetime.now(UTC))
+    settings = load_config(config)
+    issued = console.bootstrap(settings, name, datetime.now(UTC))
     document = {"principal": name, "token": issued.secret, "expires_at": issued.expires_at.isoformat()}
     Output(output).secret(
-        f"Token of {name}, shown only now (until {moment(document['expires_at'])} UTC):", issued.secret, document
+        f"Token of {name}, shown only now (until {moment(document['expires_at'])} UTC). Log in with it, where\n"
+        f"{settings.pki_dir / 'server-ca.pem'} is the file to trust:\n"
+        f"  garrison access login --url {settings.public_url} --ca server-ca.pem",
+        issued.secret,
+        document,
     )
 
 
@@ -112,7 +117,9 @@ def create_token(
 
 @token_app.command("revoke", epilog="Example: garrison access token revoke 4f1c...  (ids: garrison access list)")
 def revoke_token(
-    token_id: Annotated[str, typer.Argument(metavar="ID", show_default=False)],
+    token_id: Annotated[
+        str, typer.Argument(metavar="ID", help="As `garrison access list` shows it.", show_default=False)
+    ],
     output: OutputOption = OutputFormat.TABLE,
 ) -> None:
     """End a token at once."""
@@ -144,7 +151,9 @@ def grant(
 
 @app.command("withdraw", epilog="Example: garrison access withdraw 9b2e...  (ids: garrison access list)")
 def withdraw(
-    grant_id: Annotated[str, typer.Argument(metavar="ID", show_default=False)],
+    grant_id: Annotated[
+        str, typer.Argument(metavar="ID", help="As `garrison access list` shows it.", show_default=False)
+    ],
     output: OutputOption = OutputFormat.TABLE,
 ) -> None:
     """Take a role away."""
@@ -172,7 +181,7 @@ def list_access(output: OutputOption = OutputFormat.TABLE) -> None:
 @app.command("events", epilog="Example: garrison access events --after 120 -o json")
 def events(
     after: Annotated[int, typer.Option(min=0, help="Only events with a higher number.")] = 0,
-    limit: Annotated[int, typer.Option(min=1, max=1000)] = 100,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many events.")] = 100,
     output: OutputOption = OutputFormat.TABLE,
 ) -> None:
     """List what administrators did and were refused, oldest first."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import sys
 from collections.abc import Sequence
@@ -13,14 +14,15 @@ from typer.core import TyperGroup
 from typing_extensions import override
 
 from garrison_controller.cli.output import print_error
-from garrison_protocol.errors import GarrisonError, InvalidError
+from garrison_protocol.errors import GarrisonError, InsufficientError, InvalidError
 
 EXIT_STATUSES = """\
 Exit statuses: 0 done; 1 unexpected failure; 2 wrong usage or input; 4 not found; 5 does not fit the current state; \
 6 trust refused (signature, digest, identity); 7 not allowed or not logged in; 8 unreachable or busy, try again; \
-9 not enough disk or memory.
+9 not enough disk or memory; 130 interrupted.
 
-Environment: GARRISON_URL, GARRISON_TOKEN and GARRISON_CA override what `garrison access login` stored.
+Environment: GARRISON_URL, GARRISON_TOKEN and GARRISON_CA override what `garrison access login` stored; \
+GARRISON_KEY_PASSPHRASE opens a signer's key.
 
 Examples: garrison access login --url https://fleet.example:8443 --ca server-ca.pem
 
@@ -31,6 +33,7 @@ garrison rollout show smol-1 -o json
 garrison audit verify
 """
 
+INTERRUPTED = 130
 NOUNS = ("access", "audit", "broker", "device", "model", "registry", "rollout", "serve")
 
 
@@ -85,11 +88,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except GarrisonError as error:
         return print_error(error)
     except SystemExit as end:
+        if end.code == INTERRUPTED:
+            sys.stderr.write("interrupted; run the same command again\n")
         return end.code if isinstance(end.code, int) else 1
     except BrokenPipeError:
         sys.stderr.close()
         return 0
     except OSError as error:
+        if error.errno == errno.ENOSPC:  # of a copy, the second name is where it went; of a write there is none
+            where = f" for {error.filename2 or error.filename}" if error.filename else ""
+            full = InsufficientError("cli.disk_full", f"no space left{where}", hint="free space, then run it again")
+            return print_error(full)
         if error.filename is None:
             raise
         what = f"cannot use {error.filename}: {error.strerror}"

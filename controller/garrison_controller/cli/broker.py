@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from garrison_controller.cli.output import Output, OutputFormat, OutputOption
+from garrison_controller.cli.output import Output, OutputFormat, OutputOption, note
 from garrison_controller.config import load_config
 from garrison_controller.devices import broker, pki
 
@@ -36,6 +36,8 @@ def mosquitto(
     settings = load_config(config)
     pki.check_initialised(settings)
     conf, acl = broker.write_broker_config(settings, out, user=user)
+    if not user and (settings.pki_dir / f"{pki.SERVER}.key").stat().st_uid == 0:
+        note("The keys are root's; Mosquitto started by root runs as another user, who cannot read them: give --user.")
     Output(output).done(
         f"Wrote {conf} and {acl}.\nStart the broker with: mosquitto -c {conf}", {"files": [str(conf), str(acl)]}
     )

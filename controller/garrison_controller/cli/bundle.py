@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
 
 from garrison_controller.cli.client import ApiClient
-from garrison_controller.cli.output import Output, OutputFormat, OutputOption, note, size
+from garrison_controller.cli.output import Output, OutputFormat, OutputOption, counted, note, size
 from garrison_protocol import bundle
 from garrison_protocol.bundle import Kind
 from garrison_protocol.errors import (
@@ -67,8 +67,9 @@ def export_bundle(
         stick.write(bundle.HEAD, [head.model_dump_json(indent=2).encode() + b"\n"])
     valid_until = datetime.fromtimestamp(head.valid_until, UTC)
     printer.done(
-        f"{folder} holds a bundle for {len(head.devices)} boards, good until {valid_until:%Y-%m-%d %H:%M} UTC: "
-        f"{size(sum(copied.values()))} of models copied, {len(blobs) - len(copied)} of {len(blobs)} files were there",
+        f"{folder} holds a bundle for {counted(len(head.devices), 'board')}, good until "
+        f"{valid_until:%Y-%m-%d %H:%M} UTC: {size(sum(copied.values()))} of models copied, "
+        f"{len(blobs) - len(copied)} of {len(blobs)} files were there",
         {
             "bundle": str(folder),
             "devices": list(head.devices),

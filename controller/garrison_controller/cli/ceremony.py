@@ -10,7 +10,7 @@ import typer
 from securesystemslib.signer import Signer
 
 from garrison_controller.cli.client import ApiClient
-from garrison_controller.cli.output import note
+from garrison_controller.cli.output import note, plain
 from garrison_controller.signing.key_uris import is_uri, open_uri
 from garrison_controller.signing.keys import load_public, load_signer
 from garrison_controller.signing.review import Review
@@ -66,7 +66,11 @@ def read_passphrase(file: Path | None, *, key: str, confirm: bool = False) -> st
         try:
             lines = file.read_text(encoding="utf-8").splitlines()
         except OSError as error:
-            raise NotFoundError("signing.passphrase_missing", f"cannot read {file}: {error.strerror}") from error
+            raise NotFoundError(
+                "signing.passphrase_missing",
+                f"cannot read {file}: {error.strerror}",
+                hint="name another --passphrase-file",
+            ) from error
         return lines[0] if lines else ""
     if (variable := os.environ.get(PASSPHRASE_VARIABLE)) is not None:
         return variable
@@ -121,18 +125,21 @@ def show_reviews(reviews: list[Review]) -> None:
     for review in reviews:
         note(f"{review.role} version {review.version}, expires {review.expires:%Y-%m-%d}")
         for change in review.changes:
-            note(f"  {change.kind}: {change.subject}")
+            note(f"  {change.kind}: {plain(change.subject)}")
             for name, value in change.facts.items():
                 if value not in ("", 0):
-                    note(f"      {name}: {value}")
+                    note(f"      {name}: {plain(str(value))}")
         for line in progress_lines(review):
             note(f"  {line}")
 
 
 def progress_lines(review: Review) -> list[str]:
     """Return who has signed and who may still sign, a line for each rule."""
-    return [
+    lines = (
         f"signatures by {one.by}: {len(one.signed)} of {one.threshold} needed"
-        f" (signed: {', '.join(one.signed) or 'nobody'}; not yet: {', '.join(one.unsigned) or 'nobody'})"
+        + "".join(
+            f"; {what}: {', '.join(who)}" for what, who in (("signed", one.signed), ("not yet", one.unsigned)) if who
+        )
         for one in review.progress
-    ]
+    )
+    return [plain(line) for line in lines]

@@ -250,6 +250,10 @@ def error_from(status: int, body: bytes) -> GarrisonError:
         hint, retryable = str(document.get("hint", "")), bool(document.get("retryable", False))
         fields = {str(key): value for key, value in dict(document.get("fields", {})).items() if key not in _RESERVED}
     except (ValueError, KeyError, TypeError):
+        if status == 403:  # such as to HEAD, whose answers have no body
+            return DeniedError(
+                "http.403", "your roles do not allow this", hint="ask a security-admin for one that does"
+            )
         return kind(f"http.{status}", f"the controller answered with status {status}", hint="read its log")
     if status == 403 and code.startswith("access."):
         kind = DeniedError

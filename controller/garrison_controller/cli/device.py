@@ -10,7 +10,7 @@ import typer
 
 from garrison_controller.cli import enrolment
 from garrison_controller.cli.client import ApiClient
-from garrison_controller.cli.output import Output, OutputFormat, OutputOption
+from garrison_controller.cli.output import Output, OutputFormat, OutputOption, counted
 from garrison_controller.cli.times import moment, parse_duration, utc_text
 
 app = typer.Typer(help="Boards: enrolment, list, details, metrics, replacement, revocation.", no_args_is_help=True)
@@ -78,7 +78,7 @@ def list_devices(
         else "No boards. Admit one with `garrison device token create NAME`.",
         prose={"labels"},
         spare=("fingerprint", "serial", "agent_version", "cert_end"),
-        footer=f"{len(devices)} boards, {sum(bool(device['online']) for device in devices)} online",
+        footer=f"{counted(len(devices), 'board')}, {sum(bool(device['online']) for device in devices)} online",
     )
 
 
@@ -112,7 +112,7 @@ def revoke(
     with ApiClient.from_environment() as client:
         answer = client.post(f"/api/v1/devices/{quote(name, safe='')}/revoke", {"reason": reason})
     Output(output).done(
-        f"{name} is revoked. Send the broker SIGHUP, so that it reads the new revocation list too.", answer
+        f"{name} is revoked. Let the broker read the revocation list too (`systemctl reload mosquitto`).", answer
     )
 
 

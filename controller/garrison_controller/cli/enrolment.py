@@ -11,7 +11,7 @@ from urllib.parse import quote
 import typer
 
 from garrison_controller.cli.client import ApiClient
-from garrison_controller.cli.output import Output, OutputFormat, OutputOption
+from garrison_controller.cli.output import Output, OutputFormat, OutputOption, counted
 from garrison_controller.cli.times import moment
 from garrison_protocol.canonical import sha256_hex
 from garrison_protocol.errors import InvalidError
@@ -91,7 +91,9 @@ def create_token(
         body |= {"name": name}
     with ApiClient.from_environment() as client:
         answer = client.post("/api/v1/enrolment/tokens", body)
-    whom = f"up to {uses} boards, which become {prefix}1, {prefix}2, ...;" if batch else f"the board {name};"
+    whom = (
+        f"up to {counted(uses or 1, 'board')}, to become {prefix}1, {prefix}2, ...;" if batch else f"the board {name};"
+    )
     works = "it works" if batch else "it works once,"
     sentence = f"Hand this line to {whom} {works} until {moment(answer['expires_at'])} UTC (token {answer['id']}):"
     Output(output).secret(sentence, answer["enrolment"], answer)

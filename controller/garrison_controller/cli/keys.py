@@ -14,7 +14,13 @@ from garrison_controller.cli.output import Output, OutputFormat, OutputOption
 from garrison_controller.signing.families import families
 from garrison_controller.signing.key_uris import import_key
 from garrison_controller.signing.keys import generate_key, signer_name
-from garrison_controller.signing.online import CLOCK_TOLERANCE, read_online_keys, refuse_known_key, replace_fleet_key
+from garrison_controller.signing.online import (
+    CLOCK_TOLERANCE,
+    read_online_keys,
+    refuse_known_key,
+    replace_authorities,
+    replace_fleet_key,
+)
 from garrison_controller.signing.workspace import Workspace
 from garrison_protocol.errors import InvalidError
 from garrison_protocol.states import KeyPurpose
@@ -23,6 +29,7 @@ app = typer.Typer(no_args_is_help=True, help="Signers' keys, and the controller'
 
 ROLES = ("snapshot", "timestamp")
 PURPOSES = (KeyPurpose.DIRECTOR, KeyPurpose.RECEIPT, KeyPurpose.LOG)
+AUTHORITIES = ("server-ca", "device-ca")
 
 
 @app.command("generate", epilog="Example: garrison registry key generate alice --out keys")
@@ -71,13 +78,16 @@ def list_keys(workspace: WorkspaceOption, output: OutputOption = OutputFormat.TA
     """List every key that the registry trusts, for what, and until when: as it will be, pending changes included."""
     rows = list(_trusted(Workspace(workspace)))
     columns = {"use": "FOR", "name": "HELD BY", "of": "NEEDED", "kind": "KIND", "until": "UNTIL", "key": "KEY"}
-    Output(output).table(columns, rows, document={"keys": rows})
+    shown = [row | {"until": row["until"][:10]} for row in rows]
+    Output(output).table(columns, shown, document={"keys": rows})
 
 
 @app.command("rotate", epilog="Example: garrison registry key rotate director --online online.json --workspace release")
 def rotate(
     *,
-    purpose: Annotated[str, typer.Argument(help="director, receipt, log, snapshot, or timestamp.")],
+    purpose: Annotated[
+        str, typer.Argument(help="director, receipt, log, snapshot, timestamp, server-ca, or device-ca.")
+    ],
     online: Annotated[Path, typer.Option("--online", help="online.json, after `garrison serve rotate-key`.")],
     workspace: WorkspaceOption,
     overlap_days: Annotated[
@@ -89,9 +99,14 @@ def rotate(
     ] = None,
     output: OutputOption = OutputFormat.TABLE,
 ) -> None:
-    """Prepare the change to a new online key: fleet.json for the release signers, or a root for the root signers."""
+    """Prepare the change to a new online key: fleet.json for the release signers, or a root for the root signers.
+
+    An authority is changed by two versions of fleet.json: one with the old and the new, one with the new alone.
+    """
     folder, now = Workspace(workspace), datetime.now(UTC).replace(microsecond=0)
-    public = str(getattr(read_online_keys(online), purpose, ""))
+    field = purpose.replace("-", "_") if purpose in AUTHORITIES else purpose
+    public = str(getattr(read_online_keys(online), field, ""))
+    then = "after the push the controller switches by itself"
     if purpose in ROLES:
         refuse_known_key(folder.current_root().signed, purpose, public)
         role, version = "root", folder.change_online_role(purpose, public, days=days or 730, now=now)
@@ -105,13 +120,15 @@ def rotate(
             overlap_end=now + timedelta(days=overlap_days) if overlap_days else None,
         )
         role, version = "targets", folder.change_fleet(changed, days=days or 365, now=now)
+    elif purpose in AUTHORITIES:
+        changed = replace_authorities(folder.fleet(), field, public)
+        role, version = "targets", folder.change_fleet(changed, days=days or 365, now=now)
+        then = f"after the push comes `garrison serve use-ca {purpose}`, or the old one is gone"
     else:
-        raise InvalidError(
-            "key.purpose_unknown", f"{purpose!r} names no online key", hint=f"one of {', '.join((*PURPOSES, *ROLES))}"
-        )
+        known = (*PURPOSES, *ROLES, *AUTHORITIES)
+        raise InvalidError("key.purpose_unknown", f"{purpose!r} names no online key", hint=f"one of {', '.join(known)}")
     Output(output).done(
-        f"{role} version {version} with the new {purpose} key waits for signatures; after the push the controller"
-        " switches by itself",
+        f"{role} version {version} with the new {purpose} waits for signatures; {then}",
         {"purpose": purpose, "public": public, "role": role, "version": version},
     )
 

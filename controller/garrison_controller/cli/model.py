@@ -56,7 +56,8 @@ def pack(
             "package.file_missing", f"cannot read {manifest}: {error.strerror}", hint="name the draft with --manifest"
         ) from error
     signature = _makers_signature(model_signature, model_signature_key)
-    package = pack_package(draft, sources_from_options(file), out, datetime.now(UTC), signature)
+    with Console(stderr=True).status("Copying and hashing ..."):
+        package = pack_package(draft, sources_from_options(file), out, datetime.now(UTC), signature)
     Output(output).done(
         f"{out} holds {package.manifest.id}: {len(package.blobs)} blobs, {size(package.size_bytes)},"
         f" manifest SHA-256 {package.manifest_sha256}",

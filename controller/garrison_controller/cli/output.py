@@ -31,6 +31,8 @@ OutputOption = Annotated[OutputFormat, typer.Option("--output", "-o", help="Prin
 NOTHING = "-"
 _MIB = 1024 * 1024
 _NUMBER = re.compile(r"\d+(\.\d+)?( [KMG]iB| %)?|-")
+_PADDING = re.compile(r" +(\x1b\[0m)?$")
+"""A heading's style ends behind its padding, which would break the line on a terminal that is just wide enough."""
 _GAP = 2
 _NARROWEST = 12
 """A column of prose is never made narrower than this."""
@@ -95,7 +97,7 @@ class Output:
         console = Console(highlight=False, width=width)
         with console.capture() as printed:
             console.print(table)
-        sys.stdout.writelines(line.rstrip() + "\n" for line in printed.get().splitlines())
+        sys.stdout.writelines(_PADDING.sub(r"\1", line) + "\n" for line in printed.get().splitlines())
         if dropped:
             note(f"({', '.join(dropped)}: left out, the terminal is too narrow; see -o json)")
         if footer:
@@ -116,7 +118,7 @@ class Output:
         if self.json:
             self.document(document)
         else:
-            self.console.print(escape(sentence), soft_wrap=True)
+            self.console.print(escape(plain(sentence, "\n")), soft_wrap=True)
 
     def secret(self, sentence: str, value: str, document: object) -> None:
         """Print a secret once: alone on standard output, so that it can be captured; the sentence beside it."""
@@ -137,11 +139,22 @@ def cell(value: object) -> str:
         case float():
             return f"{value:.1f}"
         case dict():
-            return ", ".join(f"{key}={item}" for key, item in value.items()) or NOTHING
+            return plain(", ".join(f"{key}={item}" for key, item in value.items())) or NOTHING
         case list() | tuple():
-            return ", ".join(str(item) for item in value)
+            return plain(", ".join(str(item) for item in value))
         case _:
-            return str(value)
+            return plain(str(value))
+
+
+def plain(text: str, keep: str = "") -> str:
+    """Return ``text`` with everything made visible that is no letter of its own, but what is in ``keep``.
+
+    Much of what is printed was written by others: what moves a cursor or turns the writing direction would let them
+    show something else than there is.
+    """
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() or one in keep else one.encode("unicode_escape").decode() for one in text)
 
 
 def size(size_bytes: int) -> str:
@@ -154,13 +167,19 @@ def size(size_bytes: int) -> str:
     return f"{mib:.1f} MiB" if mib < 10 else f"{mib:.0f} MiB"
 
 
+def counted(number: int, noun: str) -> str:
+    """Return ``1 board``, ``2 boards``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def note(sentence: str) -> None:
     """Print a remark to standard error."""
-    Console(stderr=True, highlight=False).print(escape(sentence), soft_wrap=True)
+    Console(stderr=True, highlight=False).print(escape(plain(sentence, "\n")), soft_wrap=True)
 
 
 def print_error(error: GarrisonError) -> int:
     """Print what happened and what to do next to standard error; return the exit status."""
-    sys.stderr.write(f"error: {error.message} ({error.code})\n")
-    sys.stderr.write(f"hint: {error.hint or 'run the command with --help, or see the documentation of errors'}\n")
+    sys.stderr.write(plain(f"error: {error.message} ({error.code})\n", "\n"))
+    hint = error.hint or f"see {error.code} in docs/errors.md, or run the command with --help"
+    sys.stderr.write(plain(f"hint: {hint}\n", "\n"))
     return error.exit_status

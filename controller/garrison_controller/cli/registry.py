@@ -36,16 +36,13 @@ from garrison_controller.signing.workspace import RoleKeys, Workspace, first_roo
 from garrison_protocol.errors import ConflictError
 
 app = typer.Typer(no_args_is_help=True, help="Sign and publish the model registry's metadata.")
-root_app = typer.Typer(no_args_is_help=True, help="Who may sign.")
-targets_app = typer.Typer(no_args_is_help=True, help="What boards may install.")
+root_app = typer.Typer(no_args_is_help=True, help="The root alone, which says who may sign: rotate, sign.")
+targets_app = typer.Typer(no_args_is_help=True, help="The targets alone, which boards may install: sign.")
 app.add_typer(keys.app, name="key")
 app.add_typer(targets_app, name="targets")
 app.add_typer(workspace_commands.app, name="workspace")
-app.command("verify", epilog=workspace_commands.VERIFY_EXAMPLE)(workspace_commands.verify)
 app.add_typer(root_app, name="root")
 app.add_typer(delegate.app, name="delegate")
-app.command("export", epilog=bundle.EXPORT_EXAMPLE)(bundle.export_bundle)
-app.command("import", epilog=bundle.IMPORT_EXAMPLE)(bundle.import_bundle)
 
 KeyFiles = list[Path]
 
@@ -143,7 +140,11 @@ def _sign(
 ) -> None:
     shown = [one for one in review(folder, datetime.now(UTC)) if wanted(one.role)]
     if not shown:
-        raise ConflictError("signing.nothing_pending", "nothing of this kind waits for a signature")
+        raise ConflictError(
+            "signing.nothing_pending",
+            "nothing of this kind waits for a signature",
+            hint="see `garrison registry status --workspace`",
+        )
     show_reviews(shown)
     confirm_signing(yes)
     roles = {one.role for one in shown}
@@ -264,6 +265,11 @@ def rotate(
         now=datetime.now(UTC),
     )
     Output(output).done(f"root version {version} waits for signatures", {"version": version})
+
+
+app.command("verify", epilog=workspace_commands.VERIFY_EXAMPLE)(workspace_commands.verify)
+app.command("export", epilog=bundle.EXPORT_EXAMPLE)(bundle.export_bundle)
+app.command("import", epilog=bundle.IMPORT_EXAMPLE)(bundle.import_bundle)
 
 
 def show_publication(printer: Output, answer: dict[str, object]) -> None:

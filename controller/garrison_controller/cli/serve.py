@@ -6,6 +6,8 @@ import logging
 import signal
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -20,7 +22,7 @@ from garrison_controller.cli.output import Output, OutputFormat, OutputOption, n
 from garrison_controller.config import ControllerConfig, load_config
 from garrison_controller.db.base import Database
 from garrison_controller.db.migrations import upgrade
-from garrison_controller.devices import pki, rotation
+from garrison_controller.devices import authorities, pki, queries, rotation
 from garrison_controller.devices.keyring import find_passphrase, read_passphrase
 from garrison_controller.jobs import certificates
 from garrison_controller.systemd import notify
@@ -29,6 +31,7 @@ from garrison_protocol.errors import InvalidError, NotFoundError, UnavailableErr
 
 app = typer.Typer(help="The controller itself: create, run, look at it.", no_args_is_help=True)
 
+AuthorityArgument = Annotated[str, typer.Argument(metavar="NAME", help="server-ca or device-ca.")]
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML; /etc/garrison/controller.toml by default.")]
 GRACE_S = 5
 KEEP_ALIVE_S = 30
@@ -55,8 +58,11 @@ def init(
     if passphrase is not None and find_passphrase(settings) is None:
         note('Name the passphrase in the configuration: [keys] passphrase_file = "FILE"')
     Output(output).done(
-        f"Created {settings.state_dir}. Next: garrison access bootstrap NAME; "
-        f"then `garrison registry init --online {online}`.",
+        f"Created {settings.state_dir}. Next, with this --config:\n"
+        "  garrison broker config mosquitto --out broker   the broker's configuration\n"
+        "  garrison serve run                              the controller\n"
+        "  garrison access bootstrap NAME                  the first person\n"
+        f"Signers then begin with: garrison registry init --online {online}",
         {"state_dir": str(settings.state_dir), "online": str(online), "encrypted": passphrase is not None},
     )
 
@@ -87,13 +93,18 @@ def encrypt_keys(
 
 @app.command("rotate-key", epilog="Example: garrison serve rotate-key director --config controller.toml")
 def rotate_key(
-    purpose: Annotated[str, typer.Argument(help="snapshot, timestamp, director, receipt, or log.")],
+    purpose: Annotated[
+        str, typer.Argument(help="snapshot, timestamp, director, receipt, log, server-ca, or device-ca.")
+    ],
     config: ConfigOption = None,
     discard: Annotated[bool, typer.Option("--discard", help="Delete the new key that waits instead.")] = False,
     output: OutputOption = OutputFormat.TABLE,
 ) -> None:
-    """Make a new online key and name it in online.json; it is used once release signers have published it."""
+    """Make a new online key, or authority, and name it in online.json, for the signers to publish."""
     settings = load_config(config)
+    if purpose in authorities.TITLES:
+        Output(output).done(*_rotate_authority(settings, purpose, discard=discard))
+        return
     if discard:
         public = rotation.discard(settings, purpose)
         what = f"The new {purpose} key is deleted; online.json names the present one again."
@@ -104,6 +115,46 @@ def rotate_key(
             f" {pki.online_path(settings)}`, sign, push; the controller switches by itself then."
         )
     Output(output).done(what, {"purpose": purpose, "public": public, "online": str(pki.online_path(settings))})
+
+
+@app.command("use-ca", epilog="Example: garrison serve use-ca server-ca --config controller.toml")
+def use_ca(
+    name: AuthorityArgument,
+    config: ConfigOption = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also if boards, or the broker, are not known to accept it yet.")
+    ] = False,
+    output: OutputOption = OutputFormat.TABLE,
+) -> None:
+    """Sign with the new authority from now on, the controller's own certificates first; then restart both."""
+    settings = load_config(config)
+    with _authority(settings, name) as database:
+        authority = authorities.use(settings, database, name, datetime.now(UTC), force=force)
+        with database.reading() as session:
+            strings = len(queries.open_tokens(session, datetime.now(UTC))) if name == pki.SERVER_CA else 0
+    what = f"The new {name} is in force. Restart the controller and the broker."
+    if strings:
+        what += f" {strings} enrolment strings and every invitation name the old one: make new ones after the restart."
+    Output(output).done(what, {"name": name, "sha256": authority.fingerprint, "strings_ended": strings})
+
+
+@app.command("retire-ca", epilog="Example: garrison serve retire-ca server-ca --config controller.toml")
+def retire_ca(
+    name: AuthorityArgument,
+    config: ConfigOption = None,
+    force: Annotated[bool, typer.Option("--force", help="Also if boards, or servers, still need the old one.")] = False,
+    output: OutputOption = OutputFormat.TABLE,
+) -> None:
+    """Leave the old authority out of online.json; once release signers have published that, it is gone."""
+    settings = load_config(config)
+    with _authority(settings, name) as database:
+        authority = authorities.retire(settings, database, name, datetime.now(UTC), force=force)
+    Output(output).done(
+        f"online.json names the new {name} alone. Next: `garrison registry key rotate {name} --online"
+        f" {pki.online_path(settings)}`, sign, push; the controller deletes the old one then."
+        " After that restart the broker.",
+        {"name": name, "sha256": authority.fingerprint, "online": str(pki.online_path(settings))},
+    )
 
 
 @app.command("run", epilog="Example: garrison serve run --config controller.toml")
@@ -161,6 +212,43 @@ def renew(config: ConfigOption = None, output: OutputOption = OutputFormat.TABLE
         "Renewed pki/server.pem and pki/controller.pem. Restart the controller and the broker.",
         {"pki_dir": str(settings.pki_dir)},
     )
+
+
+def _rotate_authority(settings: ControllerConfig, name: str, *, discard: bool) -> tuple[str, dict[str, object]]:
+    """Stage or discard an authority; return what to say about it."""
+    online = pki.online_path(settings)
+    with _authority(settings, name) as database:
+        if discard:
+            authority = authorities.discard(settings, database, name, datetime.now(UTC))
+            what = f"The new {name} is deleted; online.json names the present one alone again."
+        else:
+            authority = authorities.stage(settings, database, name, datetime.now(UTC))
+            first = "restart the broker, " if name == pki.DEVICE_CA else ""
+            what = (
+                f"A new {name} waits, sha256 {authority.fingerprint}. Next: {first}`garrison registry key rotate {name}"
+                f" --online {online}`, sign, push; then `garrison serve use-ca {name}`."
+            )
+    return what, {"purpose": name, "sha256": authority.fingerprint, "online": str(online)}
+
+
+@contextmanager
+def _authority(settings: ControllerConfig, name: str) -> Iterator[Database]:
+    """Give the database to a command that changes the authority ``name``.
+
+    Raises:
+        InvalidError: ``key.authority_unknown``.
+        NotFoundError: ``controller.not_initialised``.
+    """
+    if name not in authorities.TITLES:
+        raise InvalidError(
+            "key.authority_unknown", f"{name!r} names no authority", hint=f"one of {', '.join(authorities.TITLES)}"
+        )
+    pki.check_initialised(settings)
+    database = Database(settings.database_url)
+    try:
+        yield database
+    finally:
+        database.close()
 
 
 def _choose_passphrase(settings: ControllerConfig, given: Path | None, *, unencrypted: bool) -> bytes | None:

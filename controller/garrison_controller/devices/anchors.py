@@ -18,6 +18,7 @@ from garrison_protocol import envelope
 from garrison_protocol.keys import SigningKey
 from garrison_protocol.messages.anchor import ANCHOR_KIND, Anchor, Committed
 from garrison_protocol.messages.base import encode
+from garrison_protocol.states import Stream
 
 _EVER = datetime.min.replace(tzinfo=UTC)
 
@@ -50,11 +51,22 @@ def anchor(session: Session, device_id: str, nonce: str, director: SigningKey, n
 def newest_streams(session: Session, device: Device, *, with_rows: bool = False) -> dict[str, StreamState]:
     """Return where each stream stands in the newest epoch that the board's present identity opened, by its name.
 
-    ``with_rows`` passes over epochs that a status has named, but of which no row has come.
+    ``with_rows`` passes over epochs that a status has named, but of which no row has come. However many epochs a board
+    has opened, few are read: anybody may ask for its anchor.
     """
-    opened = session.scalars(
-        select(StreamState)
-        .where(StreamState.device_id == device.id, StreamState.opened_at >= (device.identity_since or _EVER))
-        .order_by(StreamState.opened_at, StreamState.received_at)
-    )
-    return {state.stream: state for state in opened if state.up_to or not with_rows}
+    found = {}
+    for stream in Stream:
+        state = session.scalar(
+            select(StreamState)
+            .where(
+                StreamState.device_id == device.id,
+                StreamState.stream == stream.value,
+                StreamState.opened_at >= (device.identity_since or _EVER),
+                StreamState.up_to >= int(with_rows),
+            )
+            .order_by(StreamState.opened_at.desc(), StreamState.received_at.desc())
+            .limit(1)
+        )
+        if state is not None:
+            found[stream.value] = state
+    return found

@@ -17,7 +17,7 @@ from garrison_controller.access.events import record_event
 from garrison_controller.audit.tables import ReportState
 from garrison_controller.devices import names, queries
 from garrison_controller.devices.ca import Authority, Issued
-from garrison_controller.devices.service import actor, keep_certificate, revoke_certificates
+from garrison_controller.devices.service import actor, check_rate, keep_certificate, revoke_certificates
 from garrison_controller.devices.tables import (
     BATCH,
     ENROLLED,
@@ -74,7 +74,7 @@ def enrol(session: Session, request: EnrolRequest, admission: Admission) -> Admi
     Raises:
         RefusedError: ``enrolment.bad_proof``, ``enrolment.token_unknown``, ``enrolment.token_revoked``,
             ``enrolment.token_used``, ``enrolment.token_expired``, ``enrolment.identity_taken``,
-            ``enrolment.identity_retired``, ``enrolment.csr_refused``.
+            ``enrolment.identity_retired``, ``enrolment.csr_refused``, ``renewal.too_often``.
     """
     check_proof(request.identity, request.token, request.csr_pem, request.proof)
     token = queries.token_by_hash(session, hash_secret(request.token))
@@ -93,7 +93,8 @@ def _enrol_with(session: Session, token: EnrolmentToken, request: EnrolRequest, 
         select(TokenUse).where(TokenUse.token_id == token.id, TokenUse.identity_public == request.identity)
     )
     if use is not None:
-        return repeat(session, use.device_id, newcomer, use.used_at, admission)
+        again = repeat(session, use.device_id, newcomer, use.used_at, admission)
+        return Admitted(again.device, again.certificate_pem, replaced=token.kind == ROTATE)
     _check_token(token, admission.now)
     board = None if token.kind == BATCH else token.name
     check_identity_is_new(session, request.identity, board)
@@ -198,13 +199,14 @@ def repeat(session: Session, name: str, newcomer: Newcomer, admitted_at: datetim
     """Answer an enrolment again for the key that it admitted; the first answer may have been lost.
 
     Raises:
-        RefusedError: ``enrolment.csr_refused``; ``enrolment.token_used`` when the board is revoked or replaced since,
-            or ``REPEAT_WINDOW`` is over.
+        RefusedError: ``enrolment.csr_refused``, ``renewal.too_often``; ``enrolment.token_used`` when the board is
+            revoked or replaced since, or ``REPEAT_WINDOW`` is over.
     """
     now, device = admission.now, session.get(Device, name, with_for_update=True)
     mine = device is not None and device.identity_public == newcomer.identity and device.state == ENROLLED
     if device is None or not mine or now - admitted_at > REPEAT_WINDOW:
         raise _token_refused("enrolment.token_used", f"{name} was enrolled with this already", name)
+    check_rate(session, name, now)
     issued = _issue(name, newcomer, admission)
     keep_certificate(session, device, issued, now)
     record_event(session, now, actor(name), "device.enrol.repeat", name, detail={"serial": issued.serial})

@@ -239,7 +239,7 @@ def read_passphrase(path: Path) -> bytes:
         raise NotFoundError(
             "key.passphrase_missing",
             f"cannot read the passphrase in {path}: {error.strerror}",
-            hint="restore the file, for the controller's user alone",
+            hint=f"restore it; for a new controller, as its user: (umask 077; openssl rand -base64 32 > {path})",
         ) from error
     passphrase = lines[0].strip() if lines else b""
     if len(passphrase) < MIN_PASSPHRASE_BYTES:

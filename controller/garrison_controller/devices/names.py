@@ -83,10 +83,34 @@ def check_free(session: Session, name: str, now: datetime, *, but: str = "") -> 
         )
 
 
+def check_not_given_out(session: Session, name: str, now: datetime) -> None:
+    """Return if no enrolment token for ``name`` alone may still be used: its board would find the name taken.
+
+    Raises:
+        ConflictError: ``device.name_taken``.
+    """
+    if name in _given_out(session, name, now):
+        raise ConflictError(
+            "device.name_taken",
+            f"an enrolment token for the name {name} may still be used",
+            hint="choose another name, or end that token: `garrison device token list`",
+        )
+
+
 def free_name(session: Session, prefix: str, asked: str, now: datetime) -> str:
     """Return what a board of a batch is called: what it asked for, if that fits and is free, or else a number."""
     taken = set(session.scalars(select(Device.id).where(Device.id.startswith(prefix, autoescape=True))))
-    taken |= _promised(session, prefix, now) | set(
+    taken |= _promised(session, prefix, now) | _given_out(session, prefix, now)
+    if asked.startswith(prefix) and is_device_id(asked) and asked not in taken:
+        return asked
+    number = 1
+    while f"{prefix}{number}" in taken:
+        number += 1
+    return f"{prefix}{number}"
+
+
+def _given_out(session: Session, prefix: str, now: datetime) -> set[str]:
+    return set(
         session.scalars(
             select(EnrolmentToken.name).where(
                 EnrolmentToken.kind == SINGLE,
@@ -97,12 +121,6 @@ def free_name(session: Session, prefix: str, asked: str, now: datetime) -> str:
             )
         )
     )
-    if asked.startswith(prefix) and is_device_id(asked) and asked not in taken:
-        return asked
-    number = 1
-    while f"{prefix}{number}" in taken:
-        number += 1
-    return f"{prefix}{number}"
 
 
 def _promised(session: Session, prefix: str, now: datetime, *, but: str = "") -> set[str]:

@@ -57,7 +57,7 @@ def ask(session: Session, request: EnrolRequest, admission: Admission, *, addres
 
     Raises:
         RefusedError: ``enrolment.bad_proof``, ``enrolment.denied``, ``enrolment.identity_taken``,
-            ``enrolment.identity_retired``, ``enrolment.token_used``, ``enrolment.csr_refused``.
+            ``enrolment.identity_retired``, ``enrolment.token_used``, ``enrolment.csr_refused``, ``renewal.too_often``.
         InvalidError: ``device.name_malformed``.
         UnavailableError: ``enrolment.queue_full``.
     """
@@ -71,6 +71,7 @@ def ask(session: Session, request: EnrolRequest, admission: Admission, *, addres
     if row is None:
         return _wait(session, request, now, address)
     if row.state == APPROVED:
+        enrolment.check_identity_is_new(session, request.identity, None)  # it may have come with a token meanwhile
         by: dict[str, object] = {"approved_by": row.decided_by}
         place = (row.group, row.labels)
         admitted = enrolment.admit(session, row.device_id, newcomer, admission, place=place, by=by)
@@ -225,4 +226,5 @@ def _name(session: Session, place: Place, asked: str, identity: str, now: dateti
     names.check_name(name)
     names.check_place(place.group, place.labels)
     names.check_free(session, name, now, but=identity)
+    names.check_not_given_out(session, name, now)
     return name

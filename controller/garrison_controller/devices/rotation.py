@@ -11,16 +11,18 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tuf.api.metadata import Root
 
 from garrison_controller.access.events import record_event
 from garrison_controller.config import ControllerConfig
 from garrison_controller.db.base import Database
 from garrison_controller.devices import pki
-from garrison_controller.devices.keyring import ONLINE_KEYS, Keyring, KeyStore, key_store, public_hex
+from garrison_controller.devices.keyring import ONLINE_KEYS, ROLES, Keyring, KeyStore, key_store, public_hex
+from garrison_controller.registry.store import RegistryStore
 from garrison_controller.rollouts import desired
 from garrison_protocol.errors import ConflictError, GarrisonError, InvalidError
-from garrison_protocol.fleet import Fleet
+from garrison_protocol.fleet import FLEET_TARGET, Fleet, parse_fleet
 from garrison_protocol.keys import SigningKey, private_key_pem
 from garrison_protocol.states import KeyPurpose
 
@@ -44,12 +46,11 @@ def stage(config: ControllerConfig, purpose: str) -> str:
     store.load(purpose)  # the passphrase opens the keys that are there? Then it will open the new one too
     staged = store.staged(purpose)
     if staged is None:
+        staged = Ed25519PrivateKey.generate()
+        # Whole or not at all: half a key here would stop all publishing, and a running controller reads it at any time.
         path = config.keys_dir / f"{purpose}.next.key"
-        SigningKey.generate().save(path, store.passphrase)
-        pki.give_to_owner(path)
-        staged = store.staged(purpose)
-        assert staged is not None
-    _name_in_online(config, purpose, public_hex(staged))
+        pki.replace_file(path, private_key_pem(staged, store.passphrase), 0o600)
+    name_in_online(config, purpose, public_hex(staged))
     return public_hex(staged)
 
 
@@ -58,16 +59,24 @@ def discard(config: ControllerConfig, purpose: str) -> str:
 
     Raises:
         InvalidError: ``key.purpose_unknown``.
-        ConflictError: ``key.nothing_staged``.
+        ConflictError: ``key.nothing_staged``, ``key.published``.
         GarrisonError: As ``KeyStore.load``.
     """
     _check_purpose(purpose)
-    store = key_store(config, config.keys_dir)
-    if store.staged(purpose) is None:
-        raise ConflictError("key.nothing_staged", f"no new {purpose} key waits", hint="`garrison serve rotate-key`")
-    current = public_hex(store.load_ed25519(purpose))
-    _name_in_online(config, purpose, current)
-    (config.keys_dir / f"{purpose}.next.key").unlink()
+    store, registry = key_store(config, config.keys_dir), RegistryStore(config.metadata_dir)
+    with registry.publishing():  # or a push could put the key in force meanwhile
+        staged = store.staged(purpose)
+        if staged is None:
+            raise ConflictError("key.nothing_staged", f"no new {purpose} key waits", hint="`garrison serve rotate-key`")
+        if _is_published(registry, purpose, public_hex(staged)):
+            raise ConflictError(
+                "key.published",
+                f"published metadata names the new {purpose} key: without it boards would refuse this controller",
+                hint="start the controller, which puts it in force; to be rid of it, rotate once more",
+            )
+        current = public_hex(store.load_ed25519(purpose))
+        name_in_online(config, purpose, current)
+        (config.keys_dir / f"{purpose}.next.key").unlink()
     return current
 
 
@@ -128,19 +137,31 @@ def resign_all(database: Database, director: SigningKey) -> None:
 def _key_files(config: ControllerConfig) -> Iterator[Path]:
     yield from sorted(config.keys_dir.glob("*.key"))
     for name in (pki.DEVICE_CA, pki.SERVER_CA):
-        path = config.pki_dir / f"{name}.key"
-        if path.is_file():
-            yield path
+        yield from sorted(config.pki_dir.glob(f"{name}*.key"))
+
+
+def _is_published(store: RegistryStore, purpose: str, public: str) -> bool:
+    root, published = store.root(), store.published()
+    if root is not None and purpose in ROLES:
+        keys = (root.signed.keys[keyid] for keyid in root.signed.roles[purpose].keyids)
+        return any(key.keyval.get("public") == public for key in keys)
+    if published is None:
+        return False
+    fleet = parse_fleet(store.read_target(published.targets.signed.targets[FLEET_TARGET]))
+    return any(key.purpose.value == purpose and key.public == public for key in fleet.keys)
 
 
 def _check_purpose(purpose: str) -> None:
     if purpose not in ONLINE_KEYS:
         raise InvalidError(
-            "key.purpose_unknown", f"{purpose!r} names no online key", hint=f"one of {', '.join(ONLINE_KEYS)}"
+            "key.purpose_unknown",
+            f"{purpose!r} names no online key",
+            hint=f"one of {', '.join((*ONLINE_KEYS, pki.SERVER_CA, pki.DEVICE_CA))}",
         )
 
 
-def _name_in_online(config: ControllerConfig, purpose: str, public: str) -> None:
+def name_in_online(config: ControllerConfig, purpose: str, public: str) -> None:
+    """Let ``online.json`` say ``public`` for ``purpose``, durably."""
     path = pki.online_path(config)
     document = json.loads(path.read_bytes())
     pki.replace_file(path, (json.dumps({**document, purpose: public}, indent=2) + "\n").encode(), 0o644)

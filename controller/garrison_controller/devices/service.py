@@ -77,7 +77,7 @@ def renew(
             hint=f"`garrison device rotate {device.id}`, then enrol the board with that line",
             device=device.id,
         )
-    _check_rate(session, device.id, now)
+    check_rate(session, device.id, now)
     try:
         issued = authority.issue_device(device.id, request.csr_pem, days, now)
     except RefusedError as error:
@@ -167,7 +167,15 @@ def revoke(session: Session, actor: str, device_id: str, reason: str, now: datet
 def keep_certificate(session: Session, device: Device, issued: Issued, now: datetime) -> None:
     """Record a certificate that was signed for an admitted board as its newest."""
     device.cert_serial, device.cert_not_after = issued.serial, issued.not_after
-    session.add(IssuedCertificate(serial=issued.serial, device_id=device.id, not_after=issued.not_after, issued_at=now))
+    session.add(
+        IssuedCertificate(
+            serial=issued.serial,
+            issuer=issued.issuer,
+            device_id=device.id,
+            not_after=issued.not_after,
+            issued_at=now,
+        )
+    )
 
 
 def revoke_certificates(session: Session, device_id: str, now: datetime) -> None:
@@ -185,7 +193,12 @@ def actor(device_id: str) -> str:
     return f"device:{device_id}"
 
 
-def _check_rate(session: Session, device_id: str, now: datetime) -> None:
+def check_rate(session: Session, device_id: str, now: datetime) -> None:
+    """Return if a board may have one more certificate today.
+
+    Raises:
+        RefusedError: ``renewal.too_often``.
+    """
     recent = session.scalar(
         select(func.count())
         .select_from(IssuedCertificate)

@@ -68,7 +68,7 @@ class Registry:
     after that with the root and fleet.json that a push has put in force, by the same rules.
 
     ``signers`` and ``purposes`` (raw public keys in hex, active and staged) are asked anew each time: keys may be
-    rotated while the controller runs.
+    rotated while the controller runs. ``check_fleet`` raises if a fleet.json would cut boards off from it.
     """
 
     def __init__(
@@ -83,11 +83,13 @@ class Registry:
         snapshot_days: int = 30,
         on_timestamp: Callable[[bytes], None] = lambda _: None,
         on_published: Callable[[Root, Fleet], None] = lambda _root, _fleet: None,
+        check_fleet: Callable[[Fleet], None] = lambda _: None,
     ) -> None:
         self.store = store
         self.blobs = blobs
         self.on_timestamp = on_timestamp
         self.on_published = on_published
+        self._check_fleet = check_fleet
         self._database = database
         self._signers = signers
         self._purposes = purposes
@@ -100,8 +102,9 @@ class Registry:
         Pushing the same again changes nothing. One transaction of its own.
 
         Raises:
-            GarrisonError: As ``rules.check_upload``; also NotFoundError ``registry.blobs_missing`` and ConflictError
-                ``registry.version_reused`` (a version of a model never stands for two contents, not even over time).
+            GarrisonError: As ``rules.check_upload`` and ``check_fleet``; also NotFoundError ``registry.blobs_missing``
+                and ConflictError ``registry.version_reused`` (a version of a model never stands for two contents, not
+                even over time).
         """
         with self.store.publishing():
             before = self.store.published()
@@ -251,6 +254,8 @@ class Registry:
 
     def _check_packages(self, accepted: Accepted) -> None:
         fleets = [one.document for one in accepted.new if isinstance(one.document, Fleet)]
+        for fleet in fleets:
+            self._check_fleet(fleet)
         missing: list[str] = []
         for _, manifest in accepted.packages:
             rules.check_floor(fleets[0] if fleets else self.get_fleet(), manifest)

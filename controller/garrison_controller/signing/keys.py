@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
@@ -97,7 +98,9 @@ def load_signer(path: Path, passphrase: str) -> CryptoSigner:
         InvalidError: ``signing.key_malformed`` if it is no encrypted Ed25519 PKCS#8 key.
     """
     if not path.is_file():
-        raise NotFoundError("signing.key_missing", f"there is no key file {path}")
+        raise NotFoundError(
+            "signing.key_missing", f"there is no key file {path}", hint="name what `registry key generate` wrote"
+        )
     refuse_if_readable_by_others(path)
     try:
         private = serialization.load_pem_private_key(path.read_bytes(), passphrase.encode())
@@ -130,7 +133,9 @@ def load_public(path: Path) -> SSlibKey:
         InvalidError: ``signing.key_malformed``.
     """
     if not path.is_file():
-        raise NotFoundError("signing.key_missing", f"there is no public key file {path}")
+        raise NotFoundError(
+            "signing.key_missing", f"there is no public key file {path}", hint="signers hand in NAME.pub.json"
+        )
     try:
         document = json.loads(path.read_bytes()[:MAX_KEY_FILE_BYTES])
         name, stated = document["name"], document["key"]
@@ -171,6 +176,24 @@ def named_key(public: PublicKeyTypes, signer: str) -> SSlibKey:
         raise ValueError(f"boards verify no {key.scheme} signatures")
     key.unrecognized_fields[SIGNER_FIELD] = signer
     return key
+
+
+def is_rightly_named(key: Key) -> bool:
+    """Tell whether ``key`` is of a kind of ours, and its id the one that follows from it.
+
+    TUF lets metadata choose ids. People compare keys by them: the id of one key must not stand before another.
+    """
+    public = key.keyval.get("public")
+    if not isinstance(public, str):
+        return False
+    try:
+        if (key.keytype, key.scheme) == ED25519:
+            named = public_key(public, "")
+        else:
+            named = named_key(load_pem_public_key(public.encode()), "")
+    except (ValueError, UnsupportedAlgorithm):
+        return False
+    return (named.keyid, named.keytype, named.scheme) == (key.keyid, key.keytype, key.scheme)
 
 
 def signer_name(key: Key) -> str:

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from securesystemslib.signer import Key
 from tuf.api.metadata import Metadata, Root, Snapshot, TargetFile, Targets, Timestamp, VerificationResult
 from tuf.api.serialization import DeserializationError
 from tuf.api.serialization.json import JSONSerializer
 
+from garrison_controller.signing.keys import is_rightly_named
 from garrison_protocol.canonical import sha256_hex
 from garrison_protocol.errors import ConflictError, GarrisonError, InvalidError, RefusedError
 from garrison_protocol.fleet import FLEET_TARGET, MAX_FLEET_BYTES, Fleet, parse_fleet
@@ -42,7 +45,7 @@ def parse_root(data: bytes) -> Metadata[Root]:
     """Return the root metadata in ``data``, unverified.
 
     Raises:
-        InvalidError: ``registry.metadata_malformed``, ``registry.metadata_too_large``.
+        InvalidError: ``registry.metadata_malformed``, ``registry.metadata_too_large``, ``registry.key_misnamed``.
     """
     _bound(data, MAX_ROOT_BYTES, "root")
     try:
@@ -51,6 +54,7 @@ def parse_root(data: bytes) -> Metadata[Root]:
         raise _malformed("root") from error
     if metadata.signed.type != "root":
         raise _malformed("root")
+    _refuse_misnamed(metadata.signed.keys, "root")
     return metadata
 
 
@@ -58,7 +62,7 @@ def parse_targets(data: bytes, role: str = "targets") -> Metadata[Targets]:
     """Return the targets metadata of ``role`` (the top one, or one that it delegates to) in ``data``, unverified.
 
     Raises:
-        InvalidError: ``registry.metadata_malformed``, ``registry.metadata_too_large``,
+        InvalidError: ``registry.metadata_malformed``, ``registry.metadata_too_large``, ``registry.key_misnamed``,
             ``registry.delegation_nested``: only the top role delegates.
     """
     _bound(data, MAX_TARGETS_BYTES, role)
@@ -74,6 +78,8 @@ def parse_targets(data: bytes, role: str = "targets") -> Metadata[Targets]:
             f"{role} delegates further, which boards refuse",
             hint="only the targets role delegates: `garrison registry delegate add`",
         )
+    if metadata.signed.delegations is not None:
+        _refuse_misnamed(metadata.signed.delegations.keys, role)
     return metadata
 
 
@@ -248,6 +254,17 @@ def require_next_version(role: str, current: int | None, new: int) -> None:
 def _bound(data: bytes, limit: int, role: str) -> None:
     if len(data) > limit:
         raise InvalidError("registry.metadata_too_large", f"{role} metadata of {len(data)} bytes, more than {limit}")
+
+
+def _refuse_misnamed(keys: Mapping[str, Key], role: str) -> None:
+    for keyid, key in keys.items():
+        if not is_rightly_named(key):
+            raise InvalidError(
+                "registry.key_misnamed",
+                f"{role} metadata puts another key, or one of no kind of ours, under the id {keyid[:64]}",
+                hint="sign nothing: whoever made it passes a key off as somebody else's",
+                role=role,
+            )
 
 
 def _malformed(role: str) -> GarrisonError:

@@ -9,8 +9,9 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 from tuf.api.metadata import Root
 
+from garrison_controller.devices.ca import fingerprints
 from garrison_controller.signing.keys import public_key
-from garrison_protocol.errors import ConflictError, InvalidError, NotFoundError
+from garrison_protocol.errors import ConflictError, InvalidError, NotFoundError, RefusedError
 from garrison_protocol.fleet import Fleet, FleetKey
 from garrison_protocol.states import KeyPurpose
 
@@ -129,6 +130,28 @@ def replace_fleet_key(
     except ValidationError as error:
         raise InvalidError("signing.online_malformed", f"online.json: {purpose.value} is no Ed25519 key") from error
     return fleet.model_copy(update={"keys": (*kept, new)})
+
+
+def replace_authorities(fleet: Fleet, field: str, pem: str) -> Fleet:
+    """Return ``fleet`` with the authorities in ``pem`` as its ``device_ca`` or ``server_ca``.
+
+    Raises:
+        InvalidError: ``signing.online_malformed``.
+        ConflictError: ``signing.online_key_known``.
+        RefusedError: ``signing.authority_without_overlap``.
+    """
+    before, after = fingerprints(getattr(fleet, field)), fingerprints(pem)
+    if not after:
+        raise InvalidError("signing.online_malformed", f"online.json: {field} holds no certificate")
+    if before == after:
+        raise _known(f"fleet.json has this {field} already")
+    if not before & after:
+        raise RefusedError(
+            "signing.authority_without_overlap",
+            f"no authority in {field} of fleet.json would stay: every board would be cut off at once",
+            hint="`garrison serve rotate-key` names the old and the new one; the old one goes by a later version",
+        )
+    return fleet.model_copy(update={field: pem})
 
 
 def fleet_bytes(fleet: Fleet) -> bytes:

@@ -258,7 +258,7 @@ def _to_bytes(document: dict[str, object]) -> bytes:
 
 def _store_file(source: Path, chunk_size: int, blobs: Path) -> dict[str, str | int]:
     if not source.is_file():
-        raise NotFoundError("package.file_missing", f"there is no file {source}")
+        raise NotFoundError("package.file_missing", f"there is no file {source}", hint="name it with --file NAME=FILE")
     temporary = blobs / "incoming"
     shutil.copyfile(source, temporary)
     size, digest, chunks = _hash(temporary, chunk_size)  # the copy, not the source: what was hashed is what is kept

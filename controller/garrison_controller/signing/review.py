@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from cryptography import x509
 from tuf.api.metadata import Metadata, Root, TargetFile, Targets, VerificationResult
 
+from garrison_controller.devices.ca import fingerprint
 from garrison_controller.signing.families import TARGETS, check_delegations, check_paths, families, refuse_unless_valid
 from garrison_controller.signing.keys import signer_name
 from garrison_controller.signing.metadata import (
@@ -25,7 +27,7 @@ from garrison_controller.signing.metadata import (
 from garrison_controller.signing.workspace import Workspace
 from garrison_protocol.canonical import sha256_hex
 from garrison_protocol.fleet import Fleet, FleetKey
-from garrison_protocol.manifest import Manifest
+from garrison_protocol.manifest import Manifest, Variant
 
 
 @dataclass(frozen=True)
@@ -209,17 +211,22 @@ def _manifest_facts(target: TargetFile, manifest: Manifest) -> dict[str, str | i
         "publisher": manifest.publisher,
         "license": manifest.license,
         "task": manifest.task,
-        "variants": "; ".join(
-            f"{variant.name} ({variant.runtime.engine.value}, {variant.size_bytes} bytes, "
-            f"sha256 {variant.files[0].sha256})"
-            for variant in manifest.variants
-        ),
+        "variants": "; ".join(map(_variant, manifest.variants)),
         "size_bytes": sum(variant.size_bytes for variant in manifest.variants),
         "cases": len(manifest.evaluation.cases),
         "min_accuracy": str(manifest.evaluation.min_accuracy),
         "source": manifest.provenance.source,
+        "lease": "" if manifest.lease is None else f"{manifest.lease.days} days, then {manifest.lease.on_expiry}",
         "made by": _maker(manifest),
     }
+
+
+def _variant(variant: Variant) -> str:
+    """Name every file of a variant: a signature approves the last one as much as the first."""
+    files = [f"{file.path} sha256 {file.sha256}" for file in variant.files]
+    settings = [f"{name}={value}" for name, value in sorted(variant.model_settings.items())]
+    facts = [variant.runtime.engine.value, f"{variant.size_bytes} bytes", *files, *settings]
+    return f"{variant.name} ({', '.join(facts)})"
 
 
 def _maker(manifest: Manifest) -> str:
@@ -246,13 +253,36 @@ def _key_facts(before: tuple[FleetKey, ...], after: tuple[FleetKey, ...]) -> dic
     return {name: "; ".join(found) for name, found in lines.items()}
 
 
+def _authority_facts(name: str, before: str, after: str) -> dict[str, str]:
+    """Return every certificate authority that comes or goes."""
+    if before == after:
+        return {}
+    old, new = _authorities(before), _authorities(after)
+    facts = {
+        f"new {name}": "; ".join(said for sha256, said in new.items() if sha256 not in old),
+        f"withdrawn {name}": "; ".join(said for sha256, said in old.items() if sha256 not in new),
+    }
+    facts = {fact: said for fact, said in facts.items() if said}
+    return facts or {name: f"replaced, sha256 {sha256_hex(after.encode())}"}
+
+
+def _authorities(pem: str) -> dict[str, str]:
+    try:
+        found = x509.load_pem_x509_certificates(pem.encode())
+    except ValueError:
+        return {}
+    return {
+        sha256: f"{one.subject.rfc4514_string()}, sha256 {sha256}, until {one.not_valid_after_utc:%Y-%m-%d}"
+        for one in found
+        for sha256 in [fingerprint(one)]
+    }
+
+
 def _fleet_facts(target: TargetFile, before: Fleet | None, after: Fleet) -> dict[str, str | int]:
     facts: dict[str, str | int] = {"sha256": target_digest(target), "fleet": after.name}
     facts |= _key_facts(() if before is None else before.keys, after.keys)
     for name in ("device_ca", "server_ca"):
-        pem = getattr(after, name)
-        if before is None or getattr(before, name) != pem:
-            facts[name] = f"{'new' if before is None else 'replaced'}, sha256 {sha256_hex(pem.encode())}"
+        facts |= _authority_facts(name, "" if before is None else getattr(before, name), getattr(after, name))
     old_floors = {} if before is None else before.floors
     for model, version in sorted(after.floors.items()):
         if old_floors.get(model) != version:

@@ -60,7 +60,9 @@ def verify_workspace(workspace: Workspace, now: datetime, first_root: str | None
     """
     digest = first_root_sha256(workspace)
     if not digest:
-        raise NotFoundError("signing.workspace_empty", f"{workspace.folder} holds no registry")
+        raise NotFoundError(
+            "signing.workspace_empty", f"{workspace.folder} holds no registry", hint="name the folder with --workspace"
+        )
     if first_root is not None and digest != first_root:
         raise RefusedError(
             "signing.first_root_mismatch",

@@ -351,7 +351,11 @@ class Workspace:
         for role, signer in remove:
             ids = [keyid for keyid in root.roles[role].keyids if signer_name(root.keys[keyid]) == signer]
             if not ids:
-                raise NotFoundError("signing.signer_unknown", f"{signer} holds no key of the {role} role")
+                raise NotFoundError(
+                    "signing.signer_unknown",
+                    f"{signer} holds no key of the {role} role",
+                    hint="see `garrison registry key list`",
+                )
             for keyid in ids:
                 root.revoke_key(keyid, role)
         for role, key in add:
@@ -406,6 +410,7 @@ class Workspace:
         A family's role is judged by the targets metadata as it will be.
 
         Raises:
+            NotFoundError: ``signing.workspace_empty``.
             ConflictError: ``signing.nothing_pending``, ``registry.version_not_next``.
             RefusedError: ``registry.role_unknown`` for a pending role that nothing is delegated to.
         """
@@ -422,6 +427,7 @@ class Workspace:
             version = None if published is None else published.signed.version
             found[role] = [family_progress(self.current_targets().signed, role, version, family)]
         if not found:
+            self.current_root()  # a mistyped folder is no registry in which nothing waits
             raise ConflictError(
                 "signing.nothing_pending",
                 "nothing waits for a signature",

@@ -9,6 +9,7 @@ from sqlalchemy import select
 
 from garrison_controller.devices import queries, tokens
 from garrison_controller.devices.enrolment import Admitted
+from garrison_controller.devices.service import RENEWALS_A_DAY
 from garrison_controller.devices.tables import Device, EnrolmentToken, TokenUse
 from garrison_protocol.errors import ConflictError, GarrisonError, InvalidError, RefusedError
 from garrison_protocol.messages.enrolment import EnrolRequest
@@ -57,6 +58,21 @@ def test_a_lost_answer_can_be_asked_for_again_for_an_hour(site: Site) -> None:
     site.later(minutes=2)
     with pytest.raises(RefusedError, match=r"enrolment\.token_used"):
         site.enrol(board.enrol_request(secret))
+
+
+def test_a_board_that_asks_for_its_answer_again_and_again_gets_few_certificates(site: Site) -> None:
+    invited = Board()
+    request = Board().enrol_request(site.token())
+    for _ in range(RENEWALS_A_DAY):
+        site.enrol(request)
+    with pytest.raises(RefusedError, match=r"renewal\.too_often"):
+        site.enrol(request)
+    site.ask(invited, "edge-2")
+    site.approve(invited)
+    for _ in range(RENEWALS_A_DAY):
+        site.ask(invited)
+    with pytest.raises(RefusedError, match=r"renewal\.too_often"):
+        site.ask(invited)
 
 
 def test_a_revoked_board_gets_nothing_from_its_old_token(site: Site) -> None:

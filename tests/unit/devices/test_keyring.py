@@ -16,6 +16,7 @@ from garrison_controller.devices.keyring import (
     KeyStore,
     LiveKey,
     find_passphrase,
+    open_keyring,
     read_passphrase,
 )
 from garrison_protocol.envelope import seal, unseal
@@ -146,6 +147,29 @@ def test_an_interrupted_encryption_is_ended_by_the_next(config: ControllerConfig
     SigningKey(private).save(path, TWO)
     assert path not in rotation.encrypt(config, ONE, TWO)
     assert KeyStore(config.keys_dir, TWO).load_ed25519("director")
+
+
+def test_a_rotation_that_was_cut_off_leaves_a_whole_key_or_none(
+    config: ControllerConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a key in its place would stop all publishing, and neither be kept nor be discarded."""
+    pki.initialise(config, NOW)
+
+    def cut_off(path: Path, data: bytes) -> None:
+        path.write_bytes(data[:10])
+        path.chmod(0o600)
+        raise OSError("the power went")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("garrison_controller.devices.pki.write_private_file", cut_off)
+        patch.setattr("garrison_protocol.keys.write_private_file", cut_off)
+        with pytest.raises(OSError, match="the power went"):
+            rotation.stage(config, "timestamp")
+    keys = open_keyring(config)
+    assert keys.signers().staged_timestamp is None
+    public = rotation.stage(config, "timestamp")
+    assert keys.signers().staged_timestamp is not None
+    assert rotation.stage(config, "timestamp") == public
 
 
 def test_a_staged_key_needs_the_right_passphrase(config: ControllerConfig, tmp_path: Path) -> None:

@@ -178,3 +178,30 @@ def test_a_carried_request_of_a_revoked_board_is_refused(site: Site) -> None:
     site.revoke()
     with site.database.session() as session, pytest.raises(RefusedError, match=r"enrolment\.identity_taken"):
         requests.admit_offline(session, "alice", board.offline_request(), Place("/", {}), site.admission)
+
+
+def test_an_approval_admits_no_key_that_spoke_for_a_board_meanwhile(site: Site) -> None:
+    board, revoked = Board(), Board()
+    for one, name in ((board, "edge-7"), (revoked, "edge-8")):
+        site.ask(one, name)
+        site.approve(one, group="/us/")
+    site.enrol(board.enrol_request(site.token("edge-1")))
+    with pytest.raises(RefusedError, match=r"enrolment\.identity_taken"):
+        site.ask(board)
+    site.enrol(Board().enrol_request(site.rotation("edge-1")))
+    with pytest.raises(RefusedError, match=r"enrolment\.identity_retired"):
+        site.ask(board)
+    site.enrol(revoked.enrol_request(site.token("edge-2")))
+    site.revoke("edge-2")
+    with pytest.raises(RefusedError, match=r"enrolment\.identity_taken"):
+        site.ask(revoked)
+
+
+def test_a_name_for_which_a_token_was_given_out_is_not_promised_to_another(site: Site) -> None:
+    secret, board = site.token("edge-1", "/eu/"), Board()
+    site.ask(board, "edge-1")
+    with pytest.raises(ConflictError, match=r"device\.name_taken"):
+        site.approve(board, group="/us/")
+    with site.database.session() as session, pytest.raises(ConflictError, match=r"device\.name_taken"):
+        requests.admit_offline(session, "alice", board.offline_request("edge-1"), Place("/us/", {}), site.admission)
+    assert site.enrol(Board().enrol_request(secret)).device == "edge-1"

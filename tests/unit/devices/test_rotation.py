@@ -93,6 +93,17 @@ def test_group_labels_and_history_stay_with_the_name(site: Site) -> None:
     assert ("device:edge-1", "device.rotate", "edge-1") in site.events()
 
 
+def test_a_replacement_that_asks_again_has_the_revocation_list_written_again(site: Site) -> None:
+    """The controller may have been killed between the commit and the list."""
+    site.admitted()
+    request = Board().enrol_request(site.rotation())
+    assert site.enrol(request).replaced
+    assert site.enrol(request).replaced
+    first = Board().enrol_request(site.token("edge-2"))
+    assert not site.enrol(first).replaced
+    assert not site.enrol(first).replaced
+
+
 def test_the_present_board_goes_on_until_the_other_enrols(site: Site) -> None:
     board = site.admitted()
     secret = site.rotation()
