@@ -29,6 +29,7 @@ class Tick(StrEnum):
     SEGMENT = "segment"
     CERTIFICATE = "certificate"
     ANCHOR = "anchor"
+    REPEAT = "repeat"
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,7 @@ from garrison_agent.owner.effects import Effects
 from garrison_agent.owner.inbound import Inbound
 from garrison_agent.owner.jobs import Jobs
 from garrison_agent.owner.numbers import ConnectionNumbers
+from garrison_agent.owner.repeats import Repeats
 from garrison_agent.owner.telemetry import Telemetry
 from garrison_agent.owner.timekeeper import Timekeeper
 from garrison_agent.owner.timers import Timers
@@ -96,6 +97,7 @@ class Parts:
     uplink: Uplink
     inbound: Inbound
     telemetry: Telemetry
+    repeats: Repeats
     certificate: Certificate
     imports: BundleImport
     commands: Commands
@@ -154,6 +156,7 @@ class Owner:
         parts.deployments.resume()
         parts.routes.table = parts.deployments.routes()
         parts.trust.look()
+        parts.repeats.begin()
         for service in self._services:
             service.start()
         self._link.start()
@@ -242,6 +245,7 @@ class Owner:
             if event.error is None:
                 parts.deployments.nudge()
         parts.imports.metadata_checked()
+        _unless_full(parts.certificate.metadata_checked)
 
     def _judge_leases(self) -> None:
         parts = self._parts
@@ -259,6 +263,8 @@ class Owner:
                 _unless_full(parts.telemetry.write_segment)
             case Tick.ANCHOR:
                 parts.anchors.retry_due()
+            case Tick.REPEAT:
+                parts.repeats.due()
             case Tick.CERTIFICATE:
                 _unless_full(parts.certificate.look)
             case Tick.HEARTBEAT:
@@ -266,6 +272,7 @@ class Owner:
                 parts.uplink.changed()
                 _unless_full(parts.certificate.look)  # time may have jumped, by the clock or by an anchor
                 _unless_full(parts.inbound.count)
+                parts.inbound.beat()
                 if parts.uplink.online and parts.trust.last_error is not None:
                     parts.trust.refresh()  # the broker answers but the registry did not: ask again, at this pace
                 self._notify(f"STATUS={self._summary()}")

@@ -29,7 +29,7 @@ from garrison_agent.api.server import LocalApi
 from garrison_agent.config import AgentConfig
 from garrison_agent.core.slot import Now
 from garrison_agent.events import Asked, Bug, Connected, Disconnected, Message, NumbersLow, OwnerEvent, Post, Stop, Tick
-from garrison_agent.identity import Identity, tidy
+from garrison_agent.identity import Identity, pin_server_ca, tidy
 from garrison_agent.loop import Owner, Parts, Routes
 from garrison_agent.outbox.journal import Journal
 from garrison_agent.owner.anchor import Anchors, Carrier
@@ -43,6 +43,7 @@ from garrison_agent.owner.effects import Effects
 from garrison_agent.owner.inbound import Inbound
 from garrison_agent.owner.jobs import Jobs, Work
 from garrison_agent.owner.numbers import ConnectionNumbers
+from garrison_agent.owner.repeats import Repeats
 from garrison_agent.owner.shelf import Shelf
 from garrison_agent.owner.telemetry import Telemetry
 from garrison_agent.owner.timekeeper import Timekeeper
@@ -62,6 +63,7 @@ from garrison_agent.runtimes.process import Worker
 from garrison_agent.runtimes.spec import WorkerFile, WorkerSpec
 from garrison_protocol import topics
 from garrison_protocol.errors import InvalidError
+from garrison_protocol.fleet import Fleet
 from garrison_protocol.keys import SigningKey
 from garrison_protocol.manifest import PackageRef
 from garrison_protocol.messages.fetch import FetchKind
@@ -114,6 +116,7 @@ def build_parts(
     key: SigningKey,
     broker: Callable[[], str],
     renew: Renew,
+    pin_server_ca: Callable[[str], bool],
     renewals: Renewals,
     plugged: Plugged,
     ask_anchor: Carrier,
@@ -159,7 +162,12 @@ def build_parts(
             refused=dict(inbound.refused),
         )
 
+    def pin_cas(fleet: Fleet) -> None:
+        if pin_server_ca(fleet.server_ca):
+            uplink.reconnect()  # whoever answers there may be certified by the one that went
+
     def anchored(reopened: bool) -> None:
+        repeats.begin()
         uplink.settled(reopened=reopened)
         inbound.anchored()
         if any(slot.error_code == NOT_ANCHORED for slot in deployments.slots.values()):
@@ -171,12 +179,13 @@ def build_parts(
     timers = Timers(monotonic_s)
     jobs = Jobs(spawn, post)
     journal = Journal(database, device, now_ms=lambda: round(wall_s() * 1000))
+    repeats = Repeats(journal, timers)
     numbers = ConnectionNumbers(database, lambda: post(NumbersLow()))
     workers = Workers(
         config.runtime_dir / "workers", build_worker, _planner(config, shelf, board.cpu_count), post, wall_s
     )
     timekeeper = Timekeeper(database=database, journal=journal, now=now)
-    trust = Trust(database=database, journal=journal, jobs=jobs, work=work, post=post, time=timekeeper)
+    trust = Trust(database=database, journal=journal, jobs=jobs, work=work, post=post, time=timekeeper, pin=pin_cas)
     effects = Effects(
         workers=workers,
         jobs=jobs,
@@ -254,6 +263,7 @@ def build_parts(
         monotonic_s=monotonic_s,
         chance=random.random,
         reconnect=uplink.reconnect,
+        device_cas=lambda: "" if trust.fleet is None else trust.fleet.device_ca,
     )
     views = Views(
         device=device,
@@ -272,6 +282,7 @@ def build_parts(
         held=lambda: inbound.held,
         refused=lambda: inbound.refused,
         online=lambda: uplink.online,
+        offline_because=lambda: uplink.offline_because,
         disk_reserve_bytes=disk_reserve_bytes,
     )
     imports = BundleImport(
@@ -321,6 +332,7 @@ def build_parts(
         uplink=uplink,
         inbound=inbound,
         telemetry=telemetry,
+        repeats=repeats,
         certificate=certificate,
         imports=imports,
         commands=commands,
@@ -377,6 +389,7 @@ def _build(config: AgentConfig, identity: Identity, database: Database, inbox: q
             [renewal_over[carrier] for carrier in dict.fromkeys([*route.carriers, "http"])],
             device_cas,
         ),
+        pin_server_ca=lambda pem: pin_server_ca(config.state_dir, pem),
         renewals=CarriedRenewal(identity),
         plugged=plugged,
         database=database,

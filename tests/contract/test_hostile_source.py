@@ -17,7 +17,9 @@ import pytest
 
 from garrison_agent.registry.download import download_variant
 from garrison_agent.registry.files import BlobStore
+from garrison_agent.https import TIMEOUT_S
 from garrison_agent.registry.http_source import HttpsOpener, HttpSource
+from garrison_agent.registry.mqtt_source import Patience
 from garrison_agent.registry.source import Source
 from garrison_agent.registry.windows import AHEAD_BYTES
 from garrison_protocol.errors import GarrisonError, NotFoundError, RefusedError, UnavailableError
@@ -27,10 +29,12 @@ from tests.fakes.frame_controller import FrameController
 from tests.fakes.memory_source import RegistryContent
 from tests.fakes.packages import make_package, noise
 from tests.fakes.registry_server import RegistryServer, serve
+from tests.fakes.ticks import Ticks
 
 WHOLE = noise(50_000)
 PACKAGE = make_package(files={"model.gguf": noise(1_000_000)})
 FILE = PACKAGE.variant.files[0]
+SLOW_BYTES_PER_S = 5000
 
 
 class Hostile(Protocol):
@@ -48,6 +52,15 @@ class Hostile(Protocol):
     def stuck(self) -> None:
         """Answers do not go on, if they begin at all."""
 
+    def dribbling(self, after: int) -> None:
+        """So many bytes of an answer come as ever; then there is a little just before each time-out."""
+
+    def slow(self) -> None:
+        """Everything comes as it does over 2G, at 5 kB/s."""
+
+    def well(self) -> None:
+        """Everything is as it should be again, after ``dribbling``."""
+
     def refusing(self) -> None:
         """Every answer is an error."""
 
@@ -55,7 +68,8 @@ class Hostile(Protocol):
 class HostileHttps:
     def __init__(self, server: RegistryServer) -> None:
         self.server, self.content = server, server.content
-        self.source: Source = HttpSource(HttpsOpener(server.url, server.ca_path, timeout_s=0.2))
+        self.source: Source = HttpSource(lambda path, headers: self._open(path, headers))
+        self.well()
 
     def short(self) -> None:
         self.server.truncate_to = 20_000
@@ -65,6 +79,19 @@ class HostileHttps:
 
     def stuck(self) -> None:
         self.server.hold = ("", 10)
+        self._open = HttpsOpener(self.server.url, self.server.ca_path, timeout_s=0.2)
+
+    def dribbling(self, after: int) -> None:
+        self.server.trickle_after = after
+        self._open = HttpsOpener(self.server.url, self.server.ca_path, now_s=Ticks(TIMEOUT_S - 1))
+
+    def slow(self) -> None:
+        # Each look into the clock between two records: none brings more than 16 KiB.
+        self._open = HttpsOpener(self.server.url, self.server.ca_path, now_s=Ticks(16 * 1024 / SLOW_BYTES_PER_S))
+
+    def well(self) -> None:
+        self.server.trickle_after = None
+        self._open = HttpsOpener(self.server.url, self.server.ca_path)
 
     def refusing(self) -> None:
         self.server.status = 503
@@ -88,6 +115,26 @@ class HostileFrames:
 
     def stuck(self) -> None:
         self.frames.silent = True
+
+    def dribbling(self, after: int) -> None:
+        def one_more(fetch: Fetch, chunks: list[Chunk]) -> list[Chunk]:
+            if fetch.offset < after:
+                return chunks
+            self.frames.clock.now_s += Patience().give_up_s - 1
+            return chunks[:1]
+
+        self.frames.tamper = one_more
+
+    def slow(self) -> None:
+        def late(_fetch: Fetch, chunks: list[Chunk]) -> Iterator[Chunk]:
+            for chunk in chunks:
+                self.frames.clock.now_s += len(chunk.data) / SLOW_BYTES_PER_S
+                yield chunk
+
+        self.frames.tamper = late
+
+    def well(self) -> None:
+        self.frames.tamper = None
 
     def refusing(self) -> None:
         self.frames.refuse = FetchRefusal(code="device.revoked", message="no", status=403)
@@ -164,6 +211,39 @@ def test_an_answer_that_never_goes_on(hostile: Hostile) -> None:
     with pytest.raises(UnavailableError, match=r"source\.unreachable") as caught:
         hostile.source.metadata("timestamp.json", 100_000)
     assert caught.value.retryable
+
+
+def test_an_answer_that_dribbles(hostile: Hostile, tmp_path: Path) -> None:
+    hostile.dribbling(after=0)
+    with pytest.raises(UnavailableError, match=r"source\.unreachable.*fewer than") as caught:
+        hostile.source.metadata("timestamp.json", 100_000)
+    assert caught.value.retryable
+    assert installs_nothing(hostile.source, tmp_path).code == "source.unreachable"
+
+
+def test_after_a_dribble_a_download_goes_on_where_it_was(hostile: Hostile, tmp_path: Path) -> None:
+    hostile.dribbling(after=700_000)
+    installs_nothing(hostile.source, tmp_path)
+    hostile.well()
+    store, reports = BlobStore(tmp_path / "blobs"), []
+    download_variant(
+        PACKAGE.manifest,
+        PACKAGE.variant,
+        hostile.source,
+        store,
+        progress=lambda done, _total: reports.append(done),
+        cancelled=lambda: False,
+    )
+    assert reports[0] >= 2 * FILE.chunk_size
+    assert [blob.sha256 for blob in store.list()] == [FILE.sha256]
+
+
+def test_a_slow_link_is_no_dribble(hostile: Hostile, tmp_path: Path) -> None:
+    hostile.slow()
+    assert hostile.source.metadata("timestamp.json", 100_000) == WHOLE
+    store = BlobStore(tmp_path / "blobs")
+    download(hostile.source, store)
+    assert [blob.sha256 for blob in store.list()] == [FILE.sha256]
 
 
 def test_a_refusal(hostile: Hostile, tmp_path: Path) -> None:

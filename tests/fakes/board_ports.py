@@ -43,6 +43,7 @@ class FakeLink:
 
     def __init__(self) -> None:
         self.connected = False
+        self.last_error: str | None = None
         self.room = 1_000_000
         """How many further messages it takes."""
         self.sent: list[tuple[str, bytes, bool]] = []
@@ -76,11 +77,15 @@ class FakeRenew:
         self.validity: Validity | None = Validity(now_s, now_s + days * 86400)
         self.error: GarrisonError | None = None
         self.tries = 0
+        self.issuer = "device CA"
+        """What the text of its CA would contain."""
         self.now_s = now_s
         """The controller's clock."""
 
-    def read(self) -> tuple[str, Validity] | None:
-        return None if self.validity is None else (f"{self.number:064x}", self.validity)
+    def read(self, device_cas: str = "") -> tuple[str, Validity] | None:
+        if self.validity is None or (device_cas and self.issuer not in device_cas):
+            return None
+        return f"{self.number:064x}", self.validity
 
     def renew(self) -> None:
         self.tries += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -91,12 +92,11 @@ class FetchDesk:
             )
 
     def start(self) -> None:
-        """Connect, and return when the broker has accepted the controller."""
+        """Connect, and return when the broker has accepted the controller and sends it what boards ask."""
+        subscribed = threading.Event()
+        self.bus._link._client.on_subscribe = lambda *_: subscribed.set()
         self.bus.start()
-        deadline_s = time.monotonic() + DEADLINE_S
-        while not self.bus.connected:
-            assert time.monotonic() < deadline_s, "the controller did not reach the broker"
-            time.sleep(0.01)
+        assert subscribed.wait(DEADLINE_S), "the controller did not reach the broker"
 
     def stop(self) -> None:
         """Disconnect."""

@@ -12,11 +12,13 @@ from garrison_protocol.keys import SigningKey
 from garrison_protocol.messages.base import parse_message
 from garrison_protocol.messages.fetch import Chunk, ChunkStatus, Fetch, FetchKind, FetchRefusal, pack_chunk
 from tests.fakes.memory_source import RegistryContent
+from tests.fakes.ticks import Ticks
 
 DEVICE = "edge-1"
 Tamper = Callable[[Fetch, list[Chunk]], Iterable[Chunk | bytes]]
 """Turns the honest answer to a fetch into what arrives: chunks, or raw frames."""
-AT_ONCE = Patience(stall_s=0.02, give_up_s=0.2, tick_s=0.005)
+AT_ONCE = Patience(tick_s=0)
+"""As long as ever, by a clock that ``Ticks``: nobody waits."""
 
 
 @dataclass
@@ -33,6 +35,8 @@ class FrameController:
     """Answers everything with this."""
     asked: list[Fetch] = field(default_factory=list)
     """Every request whose envelope held."""
+    clock: Ticks = field(default_factory=lambda: Ticks(0.05))
+    """The clock of its sources."""
 
     def __post_init__(self) -> None:
         self.key = SigningKey.generate()
@@ -54,7 +58,14 @@ class FrameController:
                 source.receive(chunk if isinstance(chunk, bytes) else pack_chunk(chunk))
             return True
 
-        source = MqttSource(device=DEVICE, key=self.key, send=send, connected=lambda: self.connected, patience=patience)
+        source = MqttSource(
+            device=DEVICE,
+            key=self.key,
+            send=send,
+            connected=lambda: self.connected,
+            patience=patience,
+            now_s=self.clock,
+        )
         return source
 
     def _chunks(self, fetch: Fetch) -> list[Chunk]:

@@ -8,8 +8,10 @@ import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BufferedIOBase
 from ipaddress import ip_address
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from cryptography import x509
@@ -18,6 +20,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from tests.fakes.memory_source import RegistryContent
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
 
 
 class RegistryServer:
@@ -38,6 +43,8 @@ class RegistryServer:
         """Announce whole bodies, but cut the connection after this many bytes."""
         self.endless = False
         """Bodies have no length and no end."""
+        self.trickle_after: int | None = None
+        """Send so many bytes of every answer, its headers included, at once, and the rest one by one."""
         self.hold: tuple[str, int] | None = None
         """Of the blob with this SHA-256 send so many bytes of a body, then wait until ``release`` is set."""
         self.release = threading.Event()
@@ -77,6 +84,8 @@ class RegistryServer:
         self._server.server_close()
 
     def _answer(self, request: BaseHTTPRequestHandler) -> None:
+        if self.trickle_after is not None:
+            request.wfile = _Trickle(request.wfile, self.trickle_after)
         wanted = request.headers.get("Range")
         self.requests.append((request.path, wanted))
         self.authorizations.append(request.headers.get("Authorization"))
@@ -121,6 +130,23 @@ class RegistryServer:
             case ["device", "v1", "blobs", sha256]:
                 return self.content.blobs.get(sha256)
         return None
+
+
+class _Trickle(BufferedIOBase):
+    """Writes to ``into``: so many bytes as they come, all others one by one, each in a TLS record of its own."""
+
+    def __init__(self, into: BufferedIOBase, at_once: int) -> None:
+        self._into, self._at_once = into, at_once
+
+    def write(self, data: Buffer, /) -> int:
+        view = memoryview(data)
+        begin, rest = view[: self._at_once], view[self._at_once :]
+        self._at_once -= len(begin)
+        if begin:
+            self._into.write(begin)
+        for at in range(len(rest)):
+            self._into.write(rest[at : at + 1])
+        return len(view)
 
 
 @contextlib.contextmanager

@@ -9,11 +9,11 @@ import json
 import ssl
 import threading
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, TypeVar
-from urllib.parse import urlsplit
+from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from garrison_agent.https import TIMEOUT_S, Answer, send
 from garrison_agent.identity import Identity
 from garrison_protocol.errors import (
     ConflictError,
@@ -26,10 +26,6 @@ from garrison_protocol.errors import (
 )
 from garrison_protocol.messages.enrolment import NonceResponse, SessionRequest, SessionResponse, session_bytes
 
-if TYPE_CHECKING:
-    from http.client import HTTPConnection, HTTPMessage, HTTPResponse
-
-TIMEOUT_S = 30.0
 MAX_ANSWER_BYTES = 1024 * 1024
 MAX_ERROR_CHARS = 500
 
@@ -43,35 +39,6 @@ _BY_STATUS: dict[int, type[GarrisonError]] = {
 }
 
 
-class Response:
-    """An answer whose body is read in pieces; closing it ends its connection."""
-
-    def __init__(self, connection: HTTPConnection, response: HTTPResponse) -> None:
-        self._connection = connection
-        self._response = response
-        self.status: int = response.status
-        self.headers: HTTPMessage = response.headers
-
-    def read(self, amount: int) -> bytes:
-        """Return up to ``amount`` bytes, fewer only at the end of the body.
-
-        Raises:
-            OSError, http.client.HTTPException: The connection failed.
-        """
-        return self._response.read(amount)
-
-    def close(self) -> None:
-        """End the connection, read or not."""
-        self._response.close()
-        self._connection.close()
-
-    def __enter__(self) -> Response:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
 def request(
     url: str,
     context: ssl.SSLContext,
@@ -81,30 +48,23 @@ def request(
     headers: Mapping[str, str] | None = None,
     body: bytes | None = None,
     timeout_s: float = TIMEOUT_S,
-) -> Response:
+) -> Answer:
     """Return the answer, whatever its status; the caller closes it.
 
     Raises:
         UnavailableError: ``controller.unreachable``.
     """
-    from http.client import HTTPException, HTTPSConnection
+    from http.client import HTTPException
 
-    parts = urlsplit(url)
-    connection = HTTPSConnection(parts.hostname or "", parts.port or 443, context=context, timeout=timeout_s)
     try:
-        connection.request(method, path, body=body, headers={**(headers or {}), "Connection": "close"})
-        return Response(connection, connection.getresponse())
+        return send(url, context, method, path, headers=headers or {}, body=body, timeout_s=timeout_s)
     except (OSError, HTTPException) as error:
-        connection.close()
         raise UnavailableError(
             "controller.unreachable",
             f"cannot reach the controller at {url}: {error or type(error).__name__}",
             hint="check the network, the address, and that the controller runs",
             retryable=True,
         ) from error
-    except BaseException:
-        connection.close()
-        raise
 
 
 def exchange(url: str, context: ssl.SSLContext, path: str, answer: type[M], body: BaseModel | None = None) -> M:
@@ -147,7 +107,7 @@ def parsed(answer: type[M], text: bytes, where: str) -> M:
         raise _bad_answer(f"{where} answered with something else than expected") from error
 
 
-def read_whole(response: Response, url: str) -> bytes:
+def read_whole(response: Answer, url: str) -> bytes:
     """Return a small body.
 
     Raises:
@@ -156,15 +116,17 @@ def read_whole(response: Response, url: str) -> bytes:
     """
     from http.client import HTTPException
 
+    data = bytearray()
     try:
-        data = response.read(MAX_ANSWER_BYTES + 1)
+        while len(data) <= MAX_ANSWER_BYTES and (piece := response.read(MAX_ANSWER_BYTES + 1 - len(data))):
+            data += piece
     except (OSError, HTTPException) as error:
         raise UnavailableError(
             "controller.unreachable", f"the connection to {url} broke: {error}", retryable=True
         ) from error
     if len(data) > MAX_ANSWER_BYTES:
         raise _bad_answer(f"{url} answered with more than {MAX_ANSWER_BYTES} bytes")
-    return data
+    return bytes(data)
 
 
 def refusal(status: int, text: bytes, path: str) -> GarrisonError:
@@ -192,7 +154,7 @@ class DeviceHttp:
         self._lock = threading.Lock()
         self._token: str | None = None
 
-    def open(self, path: str, headers: dict[str, str]) -> Response:
+    def open(self, path: str, headers: dict[str, str]) -> Answer:
         """Return the answer to a GET of ``path``, opening or renewing the session where the controller asks for it.
 
         Raises:
@@ -220,7 +182,7 @@ class DeviceHttp:
             raise refusal(response.status, data, path)
         return data
 
-    def _get(self, path: str, headers: dict[str, str], token: str | None) -> Response:
+    def _get(self, path: str, headers: dict[str, str], token: str | None) -> Answer:
         extra = {} if token is None else {"Authorization": f"Bearer {token}"}
         return request(self._identity.url, self._context(), "GET", path, headers={**headers, **extra})
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.enums import CallbackAPIVersion, LogLevel, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
@@ -240,6 +240,7 @@ class _Connection:
         client.on_message = self._message
         client.on_publish = self._puback
         client.on_subscribe = self._suback
+        client.on_log = self._logged
         # paho writes on the caller's thread unless an outside loop says that it takes care of writing; ours does.
         client.on_socket_register_write = _ignore
 
@@ -322,6 +323,12 @@ class _Connection:
         self.accepted = self.was_accepted = True
         with self._ours():
             self._on_accepted()
+
+    def _logged(self, _client: Client, _data: Any, level: int, text: str) -> None:
+        """Keep why a socket failed, such as the alert that a certificate is revoked: paho says it nowhere else."""
+        what, _, why = text.partition(": ")
+        if level == LogLevel.MQTT_LOG_ERR and what == "failed to receive on socket" and not self._reason:
+            self._reason = f"connection lost: {why}"
 
     def _disconnected(
         self, _client: Client, _data: Any, flags: DisconnectFlags, reason: ReasonCode, _properties: Properties | None

@@ -137,6 +137,8 @@ class StatusView(TypedDict):
     connected: bool
     broker: str
     """``host:port``; empty on a board that is not enrolled."""
+    broker_error: str
+    """Why the last try or connection ended; empty while connected, and before the first end."""
     certificate: CertificateStatus
     registry: RegistryStatus
     trust: TrustView

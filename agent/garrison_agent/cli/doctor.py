@@ -13,7 +13,7 @@ from pathlib import Path
 
 from garrison_agent.api.commands import Check, trust_checks
 from garrison_agent.cli.client import AgentClient
-from garrison_agent.cli.output import duration, print_json
+from garrison_agent.cli.output import duration, fold, print_json
 from garrison_agent.cli.stored_trust import read_trust
 from garrison_agent.config import DEFAULT_PATH, AgentConfig, load_config
 from garrison_protocol.errors import GarrisonError
@@ -31,9 +31,10 @@ def run_doctor(arguments: argparse.Namespace) -> int:
     else:
         width = max(len(check["name"]) for check in checks)
         for check in checks:
-            print(f"{check['outcome']:4}  {check['name'].ljust(width)}  {check['detail']}")
+            indent = " " * (width + 8)
+            print(fold(f"{check['outcome']:4}  {check['name'].ljust(width)}  {check['detail']}", indent))
             if check["fix"]:
-                print(f"      {' ' * width}  fix: {check['fix']}")
+                print(fold(f"{indent}fix: {check['fix']}", indent + " " * 5))
     return 1 if any(check["outcome"] == "fail" for check in checks) else 0
 
 
@@ -63,7 +64,9 @@ def _guarded(check: Callable[[AgentConfig], Iterator[Check]], config: AgentConfi
 
 def _folders(config: AgentConfig) -> Iterator[Check]:
     for name, folder in (("state folder", config.state_dir), ("runtime folder", config.runtime_dir)):
-        if not folder.is_dir():
+        if not folder.is_dir() and folder == config.runtime_dir:
+            yield _ok(name, f"{folder} is made when the agent starts")
+        elif not folder.is_dir():
             yield _fail(name, f"there is no {folder}", f"create it, owned by the agent's user: mkdir -p {folder}")
         elif not os.access(folder, os.W_OK | os.X_OK):
             yield _warn(name, f"{folder} is not writable for this user", "run doctor as root or as the agent's user")

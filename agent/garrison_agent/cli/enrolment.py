@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from garrison_agent.cli.output import duration, pairs, print_json
 from garrison_agent.config import load_config
 from garrison_protocol.errors import GarrisonError, InvalidError
+from garrison_protocol.ids import is_device_id
 
 if TYPE_CHECKING:
     from garrison_agent.adapters.enrolment import Waiting
@@ -31,9 +32,15 @@ def enroll(arguments: argparse.Namespace) -> int:
 
     Raises:
         InvalidError: ``enrolment.forms``: none of the forms, or two of them; ``enrolment.empty``;
-            ``enrolment.wrong_user``.
+            ``enrolment.wrong_user``; ``device.name_malformed``.
         GarrisonError: What enrolment refuses.
     """
+    if arguments.name and not is_device_id(arguments.name):  # before it is given another one, for ever
+        raise InvalidError(
+            "device.name_malformed",
+            f"{arguments.name!r} cannot name a board",
+            hint="use lower-case letters, digits and '-', at most 63",
+        )
     _check_user(load_config(arguments.config).state_dir)
     if arguments.offline:
         return _write_request(arguments)
@@ -61,6 +68,8 @@ def enroll(arguments: argparse.Namespace) -> int:
         raise
     patience.end()
     _print_identity(identity, arguments.output)
+    if arguments.name and arguments.name != identity.device:
+        print(f"note: it asked for the name {arguments.name}, and was given {identity.device}", file=sys.stderr)
     return 0
 
 

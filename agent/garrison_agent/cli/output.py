@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 
 from garrison_protocol.errors import GarrisonError
 
 _MIB = 1024 * 1024
+_NARROWEST = 30
+"""Text is not folded into less than this."""
 
 
 def print_json(value: object) -> None:
@@ -22,9 +26,9 @@ def print_error(error: GarrisonError, output: str) -> None:
     if output == "json":
         print(json.dumps({"error": error.to_dict()}), file=sys.stderr)
         return
-    print(f"error: {error.message} [{error.code}]", file=sys.stderr)
+    print(f"error: {error.message} ({error.code})", file=sys.stderr)
     if error.hint:
-        print(f"  hint: {error.hint}", file=sys.stderr)
+        print(f"hint: {error.hint}", file=sys.stderr)
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[object]], *, right: Sequence[str] = ()) -> str:
@@ -44,7 +48,7 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[object]], *, right: Sequ
 def pairs(rows: Sequence[tuple[str, object]]) -> str:
     """Return ``name  value`` lines with the values aligned."""
     width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name.ljust(width)}  {_cell(value)}".rstrip() for name, value in rows)
+    return "\n".join(fold(f"{name.ljust(width)}  {_cell(value)}".rstrip(), " " * (width + 2)) for name, value in rows)
 
 
 def _cell(value: object) -> str:
@@ -61,6 +65,16 @@ def size(size_bytes: int) -> str:
     if mib >= 1024:
         return f"{mib / 1024:.1f} GiB"
     return f"{mib:.1f} MiB" if mib < 10 else f"{mib:.0f} MiB"
+
+
+def fold(text: str, indent: str) -> str:
+    """Return ``text`` for a terminal: long lines go on behind ``indent``. Where nobody looks it stays one line."""
+    if not sys.stdout.isatty():
+        return text
+    width = shutil.get_terminal_size().columns
+    if width - len(indent) < _NARROWEST:
+        return text
+    return textwrap.fill(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def duration(seconds: float) -> str:

@@ -7,7 +7,7 @@ import time
 
 from garrison_agent.api.commands import AliasStatus, CertificateStatus, StatusView, TrustView
 from garrison_agent.cli.client import AgentClient
-from garrison_agent.cli.output import duration, moment, pairs, print_json, size, table
+from garrison_agent.cli.output import duration, fold, moment, pairs, print_json, size, table
 from garrison_agent.config import load_config
 from garrison_agent.core.trust_report import day
 
@@ -64,7 +64,9 @@ def render(view: StatusView, now: float) -> str:
 def _broker(view: StatusView) -> str:
     if not view["broker"]:
         return "none: this board is not enrolled (garrison-agent enroll)"
-    return f"{view['broker']}, {'connected' if view['connected'] else 'not connected'}"
+    if view["connected"]:
+        return f"{view['broker']}, connected"
+    return f"{view['broker']}, not connected" + (f": {view['broker_error']}" if view["broker_error"] else "")
 
 
 def _time(trust: TrustView) -> str:
@@ -74,7 +76,7 @@ def _time(trust: TrustView) -> str:
 
 def _trust(trust: TrustView) -> str:
     refuses = trust["refuses"] or ["nothing that is signed, newer, and meant for this board"]
-    return "\n".join(["this board would refuse today:", *(f"  {sentence}" for sentence in refuses)])
+    return "\n".join(["this board would refuse today:", *(fold(f"  {sentence}", "  ") for sentence in refuses)])
 
 
 def _certificate(certificate: CertificateStatus, now: float) -> str:
@@ -87,7 +89,7 @@ def _certificate(certificate: CertificateStatus, now: float) -> str:
         renewal = f"renewed from {moment(renew_at)} on" if now < renew_at else "renewal is due"
         text = f"until {moment(end)}, {renewal}"
     if certificate["error_code"]:
-        text += f"; {certificate['failed']} tries failed: {certificate['error_message']} [{certificate['error_code']}]"
+        text += f"; {certificate['failed']} tries failed: {certificate['error_message']} ({certificate['error_code']})"
     return text
 
 
@@ -133,4 +135,4 @@ def _state(alias: AliasStatus) -> str:
 
 
 def _failure(alias: AliasStatus) -> str:
-    return f"{alias['alias']}: {alias['error_message'] or alias['state']} [{alias['error_code']}]"
+    return f"{alias['alias']}: {alias['error_message'] or alias['state']} ({alias['error_code']})"

@@ -92,7 +92,7 @@ def _carry(client: AgentClient, stick: Stick) -> ImportResult:
                 shows.read(len(body))
             except GarrisonError as error:
                 if isinstance(error, RefusedError | UnavailableError):
-                    print(f"{error.message} [{error.code}]", file=sys.stderr)
+                    print(f"{error.message} ({error.code})", file=sys.stderr)
                 body = json.dumps({"code": error.code, "message": error.message[:1000]}).encode()
                 headers["X-Failed"] = "1"
     finally:

@@ -38,7 +38,10 @@ class Validity:
 
 @dataclass(frozen=True, slots=True)
 class Tries:
-    """What came of the tries to renew this certificate: how many failed, and whether the last was a refusal."""
+    """What came of the tries to renew: how many failed, and whether the last was a refusal.
+
+    So does a certificate count that is to be renewed already: asking at once for one more changes nothing.
+    """
 
     failed: int = 0
     refused: bool = False

@@ -297,7 +297,8 @@ def _lease(draft: Draft, event: LeaseEnded | LeaseRenewed) -> None:
         case LeaseRenewed(package):
             draft.slot = replace(slot, lapse=None)
             draft.note("lease.renewed", package)
-            if slot.barred and (slot.wanted or slot.state is State.DOWN):
+            instead = slot.state in (State.LOADING, State.EVALUATING) and not slot.beside
+            if slot.barred and (slot.wanted or slot.state is State.DOWN) and not instead:
                 service.start(draft)
 
 
@@ -422,6 +423,9 @@ def _promote(draft: Draft, summary: EvaluationSummary, now: Now) -> None:
     assert slot.variant is not None
     service.stop(draft, "switch")
     draft.turn(Phase.READY)
+    if slot.lapse is not None and slot.lapse.package == slot.package:  # it served here before, and came in fresh again
+        draft.slot = replace(draft.slot, lapse=None)
+        draft.note("lease.renewed", slot.package)
     draft.slot = replace(
         draft.slot,
         previous=slot.serving,

@@ -56,6 +56,15 @@ class TimeFloor:
         """Return the floor as it would be had ``key`` signed nothing."""
         return self.only([known for known in self.marks if known != key])
 
+    def doubts(self, monotonic_s: float) -> list[tuple[frozenset[str], float]]:
+        """Return what the floor would be without the key that it rests on, without the two highest, and so on."""
+        floor, gone, found = self, set[str](), list[tuple[frozenset[str], float]]()
+        while floor.source != BUILT:
+            gone.add(floor.source)
+            floor = floor.without(floor.source)
+            found.append((frozenset(gone), floor.at_s(monotonic_s)))
+        return found
+
     def to_store(self, monotonic_s: float) -> dict[str, float]:
         """Return the marks of this moment, for ``start``."""
         passed_s = self._passed_s(monotonic_s)

@@ -37,7 +37,9 @@ _OWN_KEYS = frozenset("denypct")
 _EARLIER = "journal.earlier"
 MAX_EARLIER = 64
 """Epochs of before that are remembered."""
-CARRIED_AT_ONCE = 200
+_REPEAT = "journal.repeat"
+"""Stream, epoch, and last number repeated, of what still goes again."""
+REPEATED_AT_ONCE = 200
 
 
 class ReceiptOutcome(StrEnum):
@@ -234,11 +236,10 @@ class Journal:
             self._remember([head.epoch for head in theirs.values()])
 
     def reopen(self, reason: str, theirs: Mapping[str, Committed]) -> int:
-        """Begin a new epoch, since numbers of the present one are taken by other rows; return how many rows it repeats.
+        """Begin a new epoch, since numbers of the present one are taken by other rows; return how many rows go again.
 
-        Its first entry names both sides' newest rows. Rows that no receipt covers follow, each under a new number with
-        its old one (``again``) and hash (``was``): some may have arrived before, none is lost. Audit entries stay under
-        their old numbers too.
+        Its first entry names both sides' newest rows. Rows that no receipt covers follow with ``repeat``: some may have
+        arrived before, none is lost. Audit entries stay under their old numbers too.
         """
         with self._database.transaction():
             before = {stream: self._stream(stream) for stream in Stream}
@@ -254,33 +255,57 @@ class Journal:
                 }
             )
             self._remember([epoch for epoch, _, _, _ in before.values()] + [head.epoch for head in theirs.values()])
-            carried = sum(self._carry(stream, epoch, acked) for stream, (epoch, _, _, acked) in before.items())
-            self._database.connection.execute(
-                "DELETE FROM entry WHERE stream = ? AND epoch = ?",
-                (Stream.TELEMETRY.value, before[Stream.TELEMETRY][0]),
-            )
-        return carried
+            left = [(stream.value, epoch, acked) for stream, (epoch, _, _, acked) in before.items()]
+            self._database.put(_REPEAT, json.dumps([*self._repeats(), *left]))
+            counts = [
+                self._database.connection.execute(
+                    "SELECT count(*) FROM entry WHERE stream = ? AND epoch = ? AND seq > ?", place
+                ).fetchone()[0]
+                for place in left
+            ]
+        return sum(counts)
 
-    def _carry(self, stream: Stream, epoch: str, acked: int) -> int:
-        """Append again what of ``epoch`` no receipt covers."""
-        carried, last = 0, acked
-        while rows := self._database.connection.execute(
-            "SELECT seq, hash, header, body FROM entry WHERE stream = ? AND epoch = ? AND seq > ? ORDER BY seq LIMIT ?",
-            (stream.value, epoch, last, CARRIED_AT_ONCE),
-        ).fetchall():
+    @property
+    def repeating(self) -> bool:
+        """Whether rows of an earlier epoch still have to go again."""
+        return bool(self._repeats())
+
+    def repeat(self) -> bool:
+        """Append the next rows of an earlier epoch that no receipt covered; tell whether there may be more.
+
+        Each has a new number, and its old one (``again``) and hash (``was``) in its header. That can wait for room.
+
+        Raises:
+            InsufficientError: ``disk.full``; nothing changed.
+        """
+        left = self._repeats()
+        if not left:
+            return False
+        (name, epoch, last), *others = left
+        with self._database.transaction(spare=True):
+            rows = self._database.connection.execute(
+                "SELECT seq, hash, header, body FROM entry WHERE stream = ? AND epoch = ? AND seq > ?"
+                " ORDER BY seq LIMIT ?",
+                (name, epoch, last, REPEATED_AT_ONCE),
+            ).fetchall()
             for seq, digest, header, body in rows:
                 said = json.loads(header)
-                facts = {name: value for name, value in said.items() if name not in _OWN_KEYS}
+                facts = {key: value for key, value in said.items() if key not in _OWN_KEYS}
                 self._append_at(
-                    stream,
+                    Stream(name),
                     said["y"],
                     {**facts, "again": f"{epoch}/{seq}", "was": digest},
                     None if body is None else json.loads(body),
                     time_ms=said["t"],
                 )
-                last = seq
-            carried += len(rows)
-        return carried
+            if not rows and name == Stream.TELEMETRY.value:
+                self._database.connection.execute("DELETE FROM entry WHERE stream = ? AND epoch = ?", (name, epoch))
+            left = [(name, epoch, rows[-1][0]), *others] if rows else others
+            self._database.put(_REPEAT, json.dumps(left))
+        return bool(left)
+
+    def _repeats(self) -> list[tuple[str, str, int]]:
+        return [(name, epoch, last) for name, epoch, last in json.loads(self._database.get(_REPEAT) or "[]")]
 
     def _remember(self, epochs: Collection[str]) -> None:
         known = [*self.earlier, *epochs]

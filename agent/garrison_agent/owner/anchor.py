@@ -118,6 +118,11 @@ class Anchors:
 
         self._jobs.apart(job)
 
+    def wanted(self) -> None:
+        """Ask, unless that is under way or waits for its time: whoever repeats a message must not set the pace."""
+        if self._nonce is None and not self._retry_set:
+            self.ask()
+
     def answered(self, event: AnchorAnswered) -> None:
         """Take in what the carrier brought; ask again later if that was nothing to believe."""
         if event.envelope is not None:
@@ -159,6 +164,7 @@ class Anchors:
             if self._database.get(_CARRIED) is not None:
                 self._database.put(_CARRIED, "")
             reopened = self._compare(anchor.streams)
+        self._reopened = self._reopened or reopened  # only now: a full disk takes a new epoch back
         if anchor.nonce == self._nonce:
             self._nonce = None
         if jumped:
@@ -257,9 +263,8 @@ class Anchors:
 
             fits[stream] = compare(heads[stream.value], theirs.get(stream.value), hash_of, earlier)
         if Fit.OLDER in fits.values() and not self._reopened:
-            self._reopened = True
-            carried = self._journal.reopen("older_store", theirs)
-            _log.warning("the store is older than what the controller has: new epoch, %d rows go again", carried)
+            count = self._journal.reopen("older_store", theirs)
+            _log.warning("the store is older than what the controller has: new epoch, %d rows go again", count)
             return True
         if Fit.NEW in fits.values():
             self._journal.note_lost(theirs)

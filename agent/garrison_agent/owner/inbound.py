@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable
 
 from garrison_agent.adapters.database import Database
@@ -28,6 +29,8 @@ _log = logging.getLogger(__name__)
 RECORD_EVERY_S = 60.0
 """A flood of bad messages is counted, but leaves one audit entry per code in this time."""
 COUNT_EVERY_S = 1.0
+HINTS, HINTS_IN_S = 6, 60.0
+"""At most so many checks of metadata in so many seconds for hints, which nobody signed: each takes a core a second."""
 _COUNTER, _DIGEST = "desired.counter", "desired.sha256"
 
 
@@ -65,6 +68,8 @@ class Inbound:
         self._held: tuple[int, bytes] | None = None
         """The newest desired state that waits for an anchor: its counter, and the envelope."""
         self._notice: str | None = None
+        self._looked_at: deque[float] = deque(maxlen=HINTS)
+        self._look_due = False
 
     def handle(self, message: Message, *, wait: bool = True) -> GarrisonError | None:
         """Apply one message, or refuse it and return why; with ``wait``, one by an unknown key after newer metadata."""
@@ -104,6 +109,11 @@ class Inbound:
             (_, payload), self._held = self._held, None
             self._judge_again(payload)
 
+    def beat(self) -> None:
+        """Follow a hint that came amid too many. At every heartbeat."""
+        if self._look_due:
+            self._look()
+
     @property
     def held(self) -> int | None:
         """The counter of the desired state that waits for an anchor, if one does."""
@@ -134,6 +144,14 @@ class Inbound:
         digest = sha256_hex(payload)
         if payload and digest != self._notice:
             self._notice = digest
+            self._look()
+
+    def _look(self) -> None:
+        """Fetch metadata because of a hint, which anybody on the way may give: a flood of them sets no pace."""
+        now_s = self._now().monotonic_s
+        self._look_due = len(self._looked_at) == HINTS and now_s - self._looked_at[0] < HINTS_IN_S
+        if not self._look_due:
+            self._looked_at.append(now_s)
             self._trust.refresh()
 
     def _open(self, payload: bytes, purpose: KeyPurpose, kind: str) -> Opened:
@@ -148,7 +166,7 @@ class Inbound:
         except RefusedError as error:
             if wait and error.code == "envelope.key_unknown":
                 self._pending = payload  # the key may be newer than our fleet.json
-                self._trust.refresh()
+                self._look()
                 return
             raise
         desired = parse_message(desired_state.Desired, opened.body, device=self._device)
@@ -166,7 +184,7 @@ class Inbound:
             case Verdict.HOLD:
                 if self._held is None or desired.counter >= self._held[0]:
                     self._held = (desired.counter, payload)
-                self._anchors.ask()
+                self._anchors.wanted()
             case Verdict.BELOW_ANCHOR:
                 raise RefusedError(
                     "desired.below_anchor",
@@ -202,7 +220,7 @@ class Inbound:
         opened = self._open(payload, KeyPurpose.RECEIPT, streams.RECEIPT_KIND)
         outcome = self._uplink.received(parse_message(streams.Receipt, opened.body, device=self._device))
         if outcome is ReceiptOutcome.ALARM:
-            self._anchors.ask()  # it may be this store that is wrong
+            self._anchors.wanted()  # it may be this store that is wrong
 
     def refuse(self, error: GarrisonError, topic: str) -> None:
         """Count and record that what came from ``topic`` is not believed."""

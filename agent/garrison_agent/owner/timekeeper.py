@@ -44,9 +44,9 @@ class Timekeeper:
         """Return the floor in Unix seconds."""
         return self._floor.at_s(self._now().monotonic_s)
 
-    def doubted_floor_s(self) -> float:
-        """Return the floor as it would be without the key that it rests on."""
-        return self._floor.without(self.source).at_s(self._now().monotonic_s)
+    def doubts(self) -> list[tuple[frozenset[str], float]]:
+        """Return the floor as it would be without the keys that it rests on: see ``TimeFloor.doubts``."""
+        return self._floor.doubts(self._now().monotonic_s)
 
     @property
     def source(self) -> str:

@@ -44,6 +44,11 @@ class Link(Protocol):
         """Whether the broker has accepted the current connection."""
         ...
 
+    @property
+    def last_error(self) -> str | None:
+        """Why the last attempt or connection ended; None while connected."""
+        ...
+
     def start(self) -> None:
         """Begin to connect."""
         ...
@@ -109,6 +114,11 @@ class Uplink:
     def online(self) -> bool:
         """Whether the broker can be reached now."""
         return self._link is not None and self._link.connected
+
+    @property
+    def offline_because(self) -> str:
+        """Why the broker cannot be reached now; empty where it can, or nothing is known yet."""
+        return "" if self._link is None or self._link.connected else self._link.last_error or ""
 
     def will(self) -> bytes:
         """Return the sealed death for the next connection. The link's thread calls it.

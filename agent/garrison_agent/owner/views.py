@@ -70,6 +70,7 @@ class Views:
         held: Callable[[], int | None],
         refused: Callable[[], dict[str, int]],
         online: Callable[[], bool],
+        offline_because: Callable[[], str],
         disk_reserve_bytes: int,
     ) -> None:
         self._device = device
@@ -88,6 +89,7 @@ class Views:
         self._applied = applied
         self._refused = refused
         self._online = online
+        self._offline_because = offline_because
         self._disk_reserve_bytes = disk_reserve_bytes
 
     def status(self) -> StatusView:
@@ -101,6 +103,7 @@ class Views:
             pid=os.getpid(),
             connected=self._online(),
             broker=self._broker(),
+            broker_error=self._why_offline(),
             certificate=self._certificate.status(),
             registry=RegistryStatus(
                 freshness=registry.freshness.value,
@@ -270,14 +273,18 @@ class Views:
         blobs = self._shelf.blobs
         return CacheStatus(used_mb=blobs.usage() // _MIB, free_mb=blobs.free_bytes() // _MIB)
 
+    def _why_offline(self) -> str:
+        return self._offline_because().removeprefix(f"broker {self._broker()}: ")
+
     def _check_broker(self) -> Check:
         if self._online():
             return Check(name="broker", outcome="ok", detail=f"connected to {self._broker()}", fix="")
+        why = self._why_offline()
         return Check(
             name="broker",
             outcome="warn",
-            detail=f"not connected to {self._broker()}; models serve, and records wait in the outbox",
-            fix="check the network, the broker, and the agent's log",
+            detail=f"not connected to {self._broker()}{f' ({why})' if why else ''}; models serve, records wait",
+            fix="check the network and the broker; ask an operator whether the board was revoked: garrison device list",
         )
 
     def _check_registry(self) -> Check:

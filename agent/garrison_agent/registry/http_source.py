@@ -6,54 +6,24 @@ and targets, which are public. Source: docs/protocol.md, "Device requests".
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
+from garrison_agent.https import TIMEOUT_S, Answer, send
+from garrison_agent.pace import PATIENCE_S, Pace
 from garrison_agent.tls import pinned_context
 from garrison_protocol.errors import GarrisonError, NotFoundError, RefusedError, UnavailableError
-from garrison_protocol.manifest import CHUNK_SIZE
 
-if TYPE_CHECKING:
-    from http.client import HTTPResponse, HTTPSConnection
-
-
-class Headers(Protocol):
-    """Response headers, by name in any case."""
-
-    def get(self, name: str, /) -> str | None:
-        """Return the header's value, or None."""
-        ...
-
-
-class HttpResponse(Protocol):
-    """What a request answers: ``http.client.HTTPResponse`` is one."""
-
-    @property
-    def status(self) -> int:
-        """The HTTP status; 4xx and 5xx are answers too."""
-        ...
-
-    @property
-    def headers(self) -> Headers:
-        """The response's headers."""
-        ...
-
-    def read(self, amount: int, /) -> bytes:
-        """Return up to ``amount`` bytes of the body, fewer only at its end."""
-        ...
-
-    def close(self) -> None:
-        """Give up the connection."""
-        ...
+PIECE_BYTES = 64 * 1024
 
 
 class HttpSource:
     """The controller's registry endpoints as a ``Source``. Safe in any thread if ``open_request`` is."""
 
-    def __init__(self, open_request: Callable[[str, dict[str, str]], HttpResponse]) -> None:
+    def __init__(self, open_request: Callable[[str, dict[str, str]], Answer]) -> None:
         """``open_request(path, headers)`` sends a GET and returns the answer; path begins with ``/device/v1/``."""
         self._open_request = open_request
 
@@ -66,7 +36,7 @@ class HttpSource:
         return self._whole(f"/device/v1/targets/{quote(sha256, safe='')}/{quote(path)}", max_bytes)
 
     def blob(self, sha256: str, offset: int) -> Generator[bytes, None, None]:
-        """See ``Source.blob``. One streamed request, read in pieces of the usual chunk size."""
+        """See ``Source.blob``. One streamed request; pieces are handed on as they come, so that none is lost."""
         path = f"/device/v1/blobs/{sha256}"
         response = self._open(path, {"Range": f"bytes={offset}-", "Accept-Encoding": "identity"})
         try:
@@ -76,8 +46,7 @@ class HttpSource:
                     raise _unreachable(path, f"it answered another range than asked: starts at {start or 'nowhere'}")
             elif response.status != 200 or offset:  # a 200 would send again what is here already
                 raise _refused(path, response.status)
-            read = response.read
-            while piece := _read(read, CHUNK_SIZE, path):
+            while piece := _read(response.read, PIECE_BYTES, path):
                 yield piece
         finally:
             response.close()
@@ -88,7 +57,7 @@ class HttpSource:
             if response.status != 200:
                 raise _refused(path, response.status)
             data = bytearray()
-            while piece := _read(response.read, min(CHUNK_SIZE, max_bytes + 1 - len(data)), path):
+            while piece := _read(response.read, min(PIECE_BYTES, max_bytes + 1 - len(data)), path):
                 data += piece
                 if len(data) > max_bytes:
                     raise RefusedError(
@@ -103,7 +72,7 @@ class HttpSource:
         finally:
             response.close()
 
-    def _open(self, path: str, headers: dict[str, str]) -> HttpResponse:
+    def _open(self, path: str, headers: dict[str, str]) -> Answer:
         from http.client import HTTPException
 
         try:
@@ -139,8 +108,10 @@ def _unreachable(path: str, cause: str) -> UnavailableError:
 
 
 class HttpsOpener:
-    """Opens GET requests at ``url`` over TLS that trusts only the pinned CA; one connection a request.
+    """Opens GET requests at ``url`` over TLS that trusts only the pinned CA; one connection a request, one at a time.
 
+    All of them together keep one pace, with ``within_s`` as the time that ``Pace`` takes: whoever delays every one of
+    many small answers a little gains nothing.
     ``floor`` is the earliest time it can be: the server's certificate is judged at the later of it and the clock, so
     that a board without a clock still gets through.
     """
@@ -152,45 +123,32 @@ class HttpsOpener:
         *,
         bearer: Callable[[], str] | None = None,
         floor: datetime | None = None,
-        timeout_s: float = 30,
+        timeout_s: float = TIMEOUT_S,
+        within_s: float = PATIENCE_S,
+        now_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        parts = urlsplit(url)
-        self._host = parts.hostname or ""
-        self._port = parts.port or 443
+        self._url = url
+        self._pace, self._now_s = Pace(within_s), now_s
         self._bearer = bearer
         self._timeout_s = timeout_s
         self._context = pinned_context(
             ca_path, lambda: datetime.now(UTC) if floor is None else max(floor, datetime.now(UTC))
         )
 
-    def __call__(self, path: str, headers: Mapping[str, str]) -> HttpResponse:
+    def __call__(self, path: str, headers: Mapping[str, str]) -> Answer:
         """Return the answer to a GET of ``path``, whatever its status.
 
         Raises:
             OSError, http.client.HTTPException: the request failed.
         """
-        from http.client import HTTPSConnection
-
-        connection = HTTPSConnection(self._host, self._port, context=self._context, timeout=self._timeout_s)
-        try:
-            extra = {} if self._bearer is None else {"Authorization": f"Bearer {self._bearer()}"}
-            connection.request("GET", path, headers={**headers, **extra, "Connection": "close"})
-            return _Answer(connection, connection.getresponse())
-        except BaseException:
-            connection.close()
-            raise
-
-
-class _Answer:
-    """A response that closes its connection with itself."""
-
-    def __init__(self, connection: HTTPSConnection, response: HTTPResponse) -> None:
-        self._connection = connection
-        self._response = response
-        self.status = response.status
-        self.headers: Headers = response.headers
-        self.read: Callable[[int], bytes] = response.read
-
-    def close(self) -> None:
-        self._response.close()
-        self._connection.close()
+        extra = {} if self._bearer is None else {"Authorization": f"Bearer {self._bearer()}"}
+        return send(
+            self._url,
+            self._context,
+            "GET",
+            path,
+            headers={**headers, **extra},
+            timeout_s=self._timeout_s,
+            pace=self._pace,
+            now_s=self._now_s,
+        )

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
+from garrison_agent.pace import Pace
 from garrison_agent.registry.windows import Window, Windows
 from garrison_protocol import topics
 from garrison_protocol.envelope import seal
@@ -62,7 +63,7 @@ class Patience:
     stall_s: float = 10.0
     """Without a chunk before the first new attempt; each further one waits twice as long."""
     give_up_s: float = 120.0
-    """Without the next bytes until it is ``source.unreachable``."""
+    """Without the next bytes, or slower than ``pace.MIN_BYTES_PER_S``, until it is ``source.unreachable``."""
     tick_s: float = 1.0
     """Between two empty pieces while nothing comes."""
 
@@ -200,25 +201,27 @@ class MqttSource:
         patience = self._patience
         stall_s = patience.stall_s
         transfer = _Transfer(windows, self._connections)
-        waiting_since_s = self._now_s()
+        pace = Pace(patience.give_up_s)
         try:
             while not windows.done:
+                began_s = self._now_s()
                 self._ask(transfer, fetch)
                 with self._changed:
                     piece = windows.pop()
                     if piece is None and transfer.refusal is None and not windows.done:
                         self._changed.wait(patience.tick_s)
                         piece = windows.pop()
+                now_s = self._now_s()
+                in_time = pace.add(now_s - began_s, len(piece or b""))
                 if piece is not None:
                     stall_s = patience.stall_s
                     yield piece
-                    waiting_since_s = self._now_s()
-                    continue
-                if transfer.refusal is not None:
+                elif transfer.refusal is not None:
                     raise _refused(fetch, transfer.refusal)
-                now_s = self._now_s()
-                if now_s - waiting_since_s >= patience.give_up_s:
-                    raise _unreachable(fetch, f"nothing came for {patience.give_up_s:.0f} s")
+                if not in_time and not windows.done:
+                    raise _unreachable(fetch, pace.complaint)
+                if piece is not None:
+                    continue
                 if self._stalled(transfer, now_s, stall_s):
                     if fetch.kind in _CHANGING:
                         raise _unreachable(fetch, "no answer came")

@@ -28,6 +28,8 @@ from garrison_protocol.states import Freshness
 
 ROOT_FILE = "1.root.json"
 SERVER_CA_FILE = "server-ca.pem"
+SLOW_SHARE = 0.7
+"""Of its time, before slow answers are given up: an unreachable controller is another thing than a check that hangs."""
 
 
 class _Request(BaseModel):
@@ -284,7 +286,8 @@ def _source(request: _Request, floor: datetime | None) -> MetadataSource:
         return PipeSource(sys.stdout.buffer, sys.stdin.buffer)
     from garrison_agent.registry.http_source import HttpsOpener, HttpSource
 
-    return HttpSource(HttpsOpener(request.url, request.folder / SERVER_CA_FILE, floor=floor))
+    within_s = SLOW_SHARE * request.timeout_s
+    return HttpSource(HttpsOpener(request.url, request.folder / SERVER_CA_FILE, floor=floor, within_s=within_s))
 
 
 if __name__ == "__main__":

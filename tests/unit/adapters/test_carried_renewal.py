@@ -1,20 +1,24 @@
 from __future__ import annotations
 
+import errno
+import os
 import stat
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
 from garrison_agent.adapters import enrolment
 from garrison_agent.adapters.carried_renewal import CarriedRenewal
+from garrison_agent.adapters.certificates import new_key, request_pem
 from garrison_agent.identity import Identity
 from garrison_controller.config import ControllerConfig
 from garrison_controller.devices import pki
 from garrison_controller.devices.ca import Authority
 from garrison_protocol import keys
-from garrison_protocol.errors import RefusedError
+from garrison_protocol.errors import InsufficientError, RefusedError, UnavailableError
 from garrison_protocol.messages.enrolment import RenewResponse, renewal_bytes
 from tests.fakes.device_api import DeviceApi
 from tests.fakes.pki import FleetPki
@@ -87,3 +91,29 @@ def test_an_answer_that_nobody_waits_for(identity: Identity, tmp_path: Path) -> 
     given = answer(ca, identity, csr_pem)
     assert other.answered(given, ca_pem, NOW)
     assert not other.answered(given, ca_pem, NOW)
+
+
+def test_a_request_that_a_full_disk_cut_off_is_made_anew(identity: Identity, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, synced = os.fsync, list[int]()
+
+    def full_at_the_request(descriptor: int) -> None:
+        synced.append(descriptor)
+        if len(synced) == 3:  # the key, its folder, and now the request
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full_at_the_request)
+    with pytest.raises(InsufficientError, match=r"disk\.full"):
+        CarriedRenewal(identity).request(1)
+    monkeypatch.undo()
+    assert not (identity.folders.identity / "carried.csr").exists()
+    asked = CarriedRenewal(identity).request(2)
+    assert x509.load_pem_x509_csr(asked.csr_pem.encode()).is_signature_valid
+
+
+def test_a_key_that_cannot_be_read_is_an_error_not_a_crash(identity: Identity, tmp_path: Path) -> None:
+    (identity.folders.identity / "carried.key").mkdir()
+    ca, ca_pem = authority(tmp_path / "controller")
+    csr_pem = request_pem(new_key())
+    with pytest.raises(UnavailableError, match=r"disk\.failed"):
+        CarriedRenewal(identity).answered(answer(ca, identity, csr_pem), ca_pem, NOW)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -118,4 +119,6 @@ def test_a_disk_below_the_reserve(config: Path) -> None:
 
 def test_folders_that_are_missing(config: Path) -> None:
     (config.parent / "run").rmdir()
-    assert check(config, "runtime folder")["outcome"] == "fail"
+    assert "when the agent starts" in check(config, "runtime folder")["detail"]
+    shutil.rmtree(config.parent / "state")
+    assert check(config, "state folder")["outcome"] == "fail"

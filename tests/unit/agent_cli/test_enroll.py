@@ -59,6 +59,20 @@ def test_the_string_may_come_through_a_pipe(
     assert "enrolment.empty" in capsys.readouterr().err
 
 
+def test_a_name_that_no_board_can_have_is_refused_before_anything_is_made(
+    api: DeviceApi, config: Path, capsys: Capture
+) -> None:
+    assert run(config, api.line(""), "--name", "Edge 7", "--no-wait") == 2
+    assert "device.name_malformed" in capsys.readouterr().err
+    assert api.pending == {}
+    assert api.requests == []
+
+
+def test_a_name_that_was_not_given_is_told(api: DeviceApi, config: Path, capsys: Capture) -> None:
+    assert run(config, api.line(), "--name", "edge-70") == 0
+    assert "it asked for the name edge-70, and was given edge-" in capsys.readouterr().err
+
+
 def test_an_invitation_without_waiting_says_how_to_go_on(api: DeviceApi, config: Path, capsys: Capture) -> None:
     assert run(config, api.line(""), "--name", "edge-7", "--no-wait") == 8
     (asked,) = api.pending

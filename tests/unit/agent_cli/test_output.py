@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 
 import pytest
 
-from garrison_agent.cli.output import duration, moment, pairs, print_error, size, table
+from garrison_agent.cli.output import duration, fold, moment, pairs, print_error, size, table
 from garrison_protocol.errors import NotFoundError
 
 
@@ -44,6 +46,16 @@ def test_moments() -> None:
     assert text.startswith("2023-11-1")
 
 
+def test_text_is_folded_for_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "ok    " + "word " * 12 + "a" * 40
+    assert fold(text, " " * 6) == text
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((40, 24)))
+    lines = fold(text, " " * 6).splitlines()
+    assert [line[:6] for line in lines] == ["ok    ", *[" " * 6] * (len(lines) - 1)]
+    assert " ".join(" ".join(lines).split()) == " ".join(text.split())  # a digest stays whole
+
+
 def test_errors_go_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
     error = NotFoundError("model.unknown", "no model is called 'x'", hint="known here: chat", name="x")
     print_error(error, "table")
@@ -51,5 +63,5 @@ def test_errors_go_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None
     out, err = capsys.readouterr()
     assert out == ""
     lines = err.splitlines()
-    assert lines[:2] == ["error: no model is called 'x' [model.unknown]", "  hint: known here: chat"]
+    assert lines[:2] == ["error: no model is called 'x' (model.unknown)", "hint: known here: chat"]
     assert json.loads(lines[2]) == {"error": error.to_dict()}

@@ -19,6 +19,7 @@ def make_status(**changes: Any) -> StatusView:
         "started_at": 1_700_000_000,
         "pid": 42,
         "connected": True,
+        "broker_error": "",
         "broker": "broker.example:8883",
         "certificate": {
             "not_before": 1_700_000_000,
@@ -132,7 +133,7 @@ def test_a_new_board_says_what_is_missing() -> None:
         ({"renew_at": 1_600_000_000}, "renewal is due"),
         (
             {"failed": 3, "error_code": "renewal.grace_over", "error_message": "too late"},
-            "3 tries failed: too late [renewal.grace_over]",
+            "3 tries failed: too late (renewal.grace_over)",
         ),
     ],
 )
@@ -145,8 +146,10 @@ def test_failures_are_explained_below() -> None:
     alias = {**make_status()["aliases"][0], "state": "ROLLED_BACK", "error_code": "gate.accuracy"}
     alias["error_message"] = "2 of 8 cases passed"
     text = render(make_status(aliases=[alias], broker="b:1", connected=False), 0)
-    assert text.endswith("chat: 2 of 8 cases passed [gate.accuracy]")
-    assert "b:1, not connected" in text
+    assert text.endswith("chat: 2 of 8 cases passed (gate.accuracy)")
+    assert "b:1, not connected\n" in text
+    text = render(make_status(broker="b:1", connected=False, broker_error="connection refused"), 0)
+    assert "b:1, not connected: connection refused\n" in text
 
 
 def test_the_command_prints_both_forms(serve: Serve, config: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,7 @@ from tests.fakes.packages import make_package, noise
 PACKAGE = make_package(files={"model.gguf": noise(600_000)})
 CONTENT = RegistryContent(metadata={"timestamp.json": noise(100_000)}, blobs=dict(PACKAGE.blobs))
 SHA = PACKAGE.variant.files[0].sha256
-SLOWLY = Patience(stall_s=30, give_up_s=60, tick_s=0.005)
+SLOWLY = Patience(stall_s=3000, give_up_s=6000, tick_s=0.005)
 
 
 def test_nothing_is_asked_while_the_broker_is_away() -> None:

@@ -11,7 +11,6 @@ import pytest
 from sqlalchemy import select
 
 from garrison_controller.audit.tables import Refusal
-from garrison_controller.bus import fetch as fetch_module
 from garrison_controller.bus.fetch import FETCHES_PER_S, IN_TOTAL, MAX_FETCH_BYTES, PER_BOARD, Fetches
 from garrison_controller.devices.tables import REVOKED, Device
 from garrison_protocol import envelope, topics
@@ -53,13 +52,15 @@ class Answers:
 
 
 class Rig:
-    """Workers whose frames are collected; ``hold`` keeps them at the first frame."""
+    """Fetches whose frames are collected; while ``go`` is not set, the first one waits for room."""
 
     def __init__(self, fleet: Fleet, folder: Path) -> None:
         self.fleet = fleet
         self.answers = Answers(folder / "file")
         self.answers.path.write_bytes(DATA)
         self.frames: list[tuple[str, Chunk]] = []
+        self.sending: list[str] = []
+        """The board of each frame whose sending began."""
         self.go = threading.Event()
         self.go.set()
         self.connected = True
@@ -76,9 +77,10 @@ class Rig:
         self.started = True
 
     def _send(self, topic: str, frame: bytes) -> bool:
-        self.go.wait()
         place = topics.parse(topic)
         assert place.kind is Down.CHUNK
+        self.sending.append(place.device)
+        self.go.wait()
         if self.connected:
             self.frames.append((place.device, unpack_chunk(frame)))
         return self.connected
@@ -99,12 +101,6 @@ class Rig:
     def refusals(self) -> dict[tuple[str, str], int]:
         with self.fleet.database.reading() as session:
             return {(row.sender, row.code): row.count for row in session.scalars(select(Refusal))}
-
-
-@pytest.fixture
-def one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With two of them the order depends on which one is quicker."""
-    monkeypatch.setattr(fetch_module, "WORKERS", 1)
 
 
 @pytest.fixture
@@ -193,18 +189,20 @@ def test_refusals_are_written_at_most_once_a_minute(rig: Rig) -> None:
     assert rig.refusals() == {(board.device, "envelope.malformed"): 4}
 
 
-@pytest.mark.usefixtures("one_worker", "rig")
 def test_boards_take_turns_piece_by_piece(rig: Rig) -> None:
     rig.go.clear()
     greedy, modest, *_ = rig.fleet.boards.values()
     rig.start()
     for number in range(PER_BOARD):
         assert rig.ask(greedy, request=f"{number:016x}", length=20 * PIECE)
+    wait_until(lambda: bool(rig.sending), "the first piece")
     rig.ask(modest, length=3 * PIECE)
+    wait_until(lambda: modest.device in rig.fetches._to_send.boards, "the other board's turn")
+    assert rig.sending == [greedy.device]  # never two at once: the link would choose between them
     rig.go.set()
     rig.until_frames(PER_BOARD * 20 + 3)
     order = [device for device, _ in rig.frames]
-    assert max(place for place, device in enumerate(order) if device == modest.device) < 12
+    assert order == [greedy.device, modest.device] * 3 + [greedy.device] * (PER_BOARD * 20 - 3)
     requests = [chunk.request for device, chunk in rig.frames if device == greedy.device]
     assert requests == sorted(requests)
 

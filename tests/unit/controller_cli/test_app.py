@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import io
 from collections.abc import Iterator
 from pathlib import Path
@@ -88,6 +89,33 @@ def test_a_file_that_cannot_be_used_is_named_without_a_traceback(
     monkeypatch.setenv("GARRISON_KEY_PASSPHRASE", "correct horse battery")
     assert main(["registry", "key", "generate", "rita", "--out", str(blocker / "keys")]) == 2
     assert "cli.file_unusable" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (OSError(errno.ENOSPC, "full"), "no space left (cli.disk_full)"),
+        (OSError(errno.ENOSPC, "full", "source", None, "copy"), "no space left for copy (cli.disk_full)"),
+    ],
+)
+def test_a_full_disk_is_named_without_a_traceback(
+    error: OSError, text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr("garrison_controller.cli.client.ApiClient.from_environment", fail)
+    assert main(["device", "list"]) == 9
+    assert text in capsys.readouterr().err
+
+
+def test_an_interrupted_command_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("garrison_controller.cli.client.ApiClient.from_environment", interrupt)
+    assert main(["device", "list"]) == 130
+    assert "interrupted" in capsys.readouterr().err
 
 
 def test_a_token_is_not_asked_for_where_nobody_types(

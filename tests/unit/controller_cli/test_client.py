@@ -80,6 +80,11 @@ def test_an_answer_that_is_no_error_document_is_still_an_error(body: bytes) -> N
     assert error_from(502, body).code == "http.502"
 
 
+def test_a_denial_without_a_body_is_still_a_denial() -> None:
+    error = error_from(403, b"")
+    assert (error.exit_status, "roles" in error.message) == (7, True)
+
+
 def test_a_controller_that_is_away_is_named() -> None:
     with pytest.raises(UnavailableError, match=r"controller\.unreachable: https://fleet\.example"):
         client(httpx.ConnectError("refused")).get("/x")

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from garrison_controller.cli.device import summary_line
-from garrison_controller.cli.output import Output, OutputFormat, cell, print_error, size
+from garrison_controller.cli.output import Output, OutputFormat, cell, counted, print_error, size
 from garrison_controller.cli.times import duration_text, moment, parse_duration, utc_text
 from garrison_protocol.errors import InvalidError, RefusedError
 
@@ -43,7 +43,11 @@ def test_an_error_says_what_and_what_next(capsys: pytest.CaptureFixture[str]) ->
     assert print_error(RefusedError("device.revoked", "edge-1 is revoked", hint="enrol it anew")) == 6
     assert capsys.readouterr().err == "error: edge-1 is revoked (device.revoked)\nhint: enrol it anew\n"
     print_error(RefusedError("device.revoked", "edge-1 is revoked"))
-    assert "\nhint: " in capsys.readouterr().err
+    assert "\nhint: see device.revoked in docs/errors.md" in capsys.readouterr().err
+
+
+def test_a_number_and_its_noun() -> None:
+    assert [counted(number, "board") for number in (0, 1, 2)] == ["0 boards", "1 board", "2 boards"]
 
 
 @pytest.mark.parametrize(

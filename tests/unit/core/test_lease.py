@@ -9,6 +9,8 @@ import pytest
 from garrison_agent.core.deployment import advance, resume
 from garrison_agent.core.lease import DAY_S, Standing, changes
 from garrison_agent.core.slot import (
+    Evaluated,
+    Lapse,
     LeaseEnded,
     LeaseRenewed,
     LoadWanted,
@@ -18,11 +20,12 @@ from garrison_agent.core.slot import (
     Slot,
     StartWorker,
     StopWorker,
+    WorkerExited,
     WorkerReady,
 )
 from garrison_protocol.manifest import Lease
 from garrison_protocol.states import DeploymentState as State
-from tests.unit.core.slots import NOW, OLD, slot_in
+from tests.unit.core.slots import NOW, OLD, SUMMARY, slot_in
 
 FRESH_AT_S = 1_800_000_000.0
 STOP, WARN = Lease(days=2, on_expiry="stop"), Lease(days=2)
@@ -112,3 +115,21 @@ def test_a_model_that_was_down_serves_after_its_renewal() -> None:
 def test_the_lease_of_another_package_changes_nothing() -> None:
     slot = slot_in(State.ACTIVE)
     assert advance(slot, LeaseEnded(OLD, stops=True, fresh_at_s=FRESH_AT_S), NOW).slot == slot
+
+
+@pytest.mark.parametrize("state", [State.LOADING, State.EVALUATING])
+def test_a_model_that_made_way_for_its_successor_does_not_load_beside_it(state: State) -> None:
+    slot = ended(replace(slot_in(state), beside=False, phase=Phase.OFF))
+    step = advance(slot, LeaseRenewed(OLD), NOW)
+    assert (step.effects, step.slot.barred) == ((), False)
+    rolled_back = advance(step.slot, WorkerExited(slot.package, 1), NOW)
+    assert StartWorker(OLD, "cpu") in rolled_back.effects
+
+
+def test_a_package_that_came_in_again_is_not_barred_by_its_earlier_lease() -> None:
+    slot = slot_in(State.EVALUATING)
+    slot = replace(slot, lapse=Lapse(slot.package, stops=True, fresh_at_s=FRESH_AT_S))
+    step = advance(slot, Evaluated(slot.attempt, SUMMARY), NOW)
+    assert step.slot.state is State.SOAKING
+    assert not step.slot.lease_ended
+    assert "lease.renewed" in [record.kind for record in step.records]

@@ -24,7 +24,7 @@ from garrison_agent.wiring import build_parts
 from garrison_protocol import topics
 from garrison_protocol.canonical import sha256_hex
 from garrison_protocol.envelope import seal, unseal
-from garrison_protocol.errors import UnavailableError
+from garrison_protocol.errors import GarrisonError, UnavailableError
 from garrison_protocol.fleet import Fleet, FleetKey
 from garrison_protocol.keys import SigningKey
 from garrison_protocol.manifest import PackageRef
@@ -76,6 +76,9 @@ class Rig:
         self.shelf = Shelf(folder / "state" / "models", BlobStore(folder / "state" / "blobs"))
         self.work = FakeWork(self.shelf, FLEET)
         self.renew = FakeRenew(self.clock.wall_s)
+        self.pinned: list[str] = []
+        """Server CAs, as they were given to the board's files."""
+        self.unpinnable: GarrisonError | None = None
         self.plugged = Plugged()
         self.counter = 0
         self.director = DIRECTOR
@@ -96,6 +99,14 @@ class Rig:
         self.free_bytes: FreeBytes = free_bytes
         self.start()
 
+    def pin_server_ca(self, pem: str) -> bool:
+        if self.unpinnable is not None:
+            raise self.unpinnable
+        if pem in ("", *self.pinned[-1:]):
+            return False
+        self.pinned.append(pem)
+        return not set(self.pinned[-2:][0].split()) <= set(pem.split())
+
     def start(self) -> None:
         self.inbox: queue.SimpleQueue[OwnerEvent] = queue.SimpleQueue()
         self.jobs: list[Callable[[], None]] = []
@@ -108,6 +119,7 @@ class Rig:
             key=BOARD,
             broker=lambda: "broker:8883",
             renew=self.renew,
+            pin_server_ca=self.pin_server_ca,
             renewals=FakeRenewals(),
             plugged=self.plugged,
             ask_anchor=self.answer,

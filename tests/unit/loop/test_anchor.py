@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 import pytest
 
@@ -10,12 +11,15 @@ from garrison_agent.api.commands import Doctor, GetStatus, LoadModel
 from garrison_agent.cli.stored_trust import read_trust
 from garrison_agent.core.time_floor import BUILD_S
 from garrison_agent.events import Tick
+from garrison_agent.outbox.journal import REPEATED_AT_ONCE, Journal
 from garrison_agent.owner.anchor import RETRY_S
+from garrison_agent.owner.repeats import EVERY_S
 from garrison_agent.owner.timekeeper import STORE_EVERY_S
 from garrison_protocol.envelope import unseal
-from garrison_protocol.errors import RefusedError, UnavailableError
+from garrison_protocol.errors import InsufficientError, RefusedError, UnavailableError
 from garrison_protocol.keys import SigningKey
 from garrison_protocol.manifest import Lease
+from garrison_protocol.messages.anchor import Committed
 from garrison_protocol.messages.report import Status
 from garrison_protocol.states import Freshness, KeyPurpose, Stream
 from tests.fakes.packages import Package
@@ -208,3 +212,36 @@ def test_doctor_reads_the_store_while_the_agent_is_down(rig: Rig) -> None:
     assert read_trust(rig.folder / "nothing.db", 0.0) is None
     rig.config.database_path.write_bytes(b"no database")
     assert read_trust(rig.config.database_path, 0.0) is None
+
+
+def test_a_new_epoch_that_found_no_room_is_opened_later(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    head = rig.parts.journal.heads()["audit"]
+    rig.streams = {"audit": Committed(epoch=head.epoch, seq=head.seq + 50, hash="4" * 64)}
+    real = Journal.reopen
+
+    def full(journal: Journal, reason: str, theirs: Mapping[str, Committed]) -> int:
+        real(journal, reason, theirs)
+        raise InsufficientError("disk.full", "no room", retryable=True)
+
+    monkeypatch.setattr(Journal, "reopen", full)
+    rig.connect()
+    assert rig.parts.journal.heads()["audit"].epoch == head.epoch
+    monkeypatch.undo()
+    rig.forward(RETRY_S)
+    assert rig.parts.journal.heads()["audit"].epoch != head.epoch
+    assert rig.batches(Stream.AUDIT)[0].epoch != head.epoch
+
+
+def test_rows_of_the_old_epoch_go_again_a_few_at_a_time_and_across_restarts(rig: Rig) -> None:
+    for number in range(3 * REPEATED_AT_ONCE):
+        rig.parts.journal.append(Stream.AUDIT, "many", {"number": number})
+    head = rig.parts.journal.heads()["audit"]
+    rig.streams = {"audit": Committed(epoch=head.epoch, seq=head.seq + 50, hash="4" * 64)}
+    rig.connect()
+    rig.forward(EVERY_S)
+    assert 0 < len(rig.headers("many")) - 3 * REPEATED_AT_ONCE <= REPEATED_AT_ONCE
+    rig.streams = {}
+    rig.restart()
+    rig.forward(2.0)
+    assert [one["number"] for one in rig.headers("many") if "again" in one] == list(range(3 * REPEATED_AT_ONCE))
+    assert not rig.parts.journal.repeating

@@ -123,3 +123,21 @@ def test_nothing_that_waited_is_lost_by_the_change(rig: Rig, connected: bool) ->
     assert rig.parts.journal.pending()["audit"] > pending  # no receipt came: every row is still there ...
     sent = {topic.rpartition("/")[2] for topic, _, _ in rig.link.sent}
     assert {"status", "audit"} <= sent  # ... and is sent again
+
+
+@pytest.mark.parametrize("days", [25, 35])
+def test_a_clock_ahead_of_the_controllers_does_not_renew_without_end(rig: Rig, days: int) -> None:
+    rig.clock.wall_s += days * DAY
+    for _ in range(24 * 60):
+        rig.renew.now_s = rig.clock.wall_s - days * DAY
+        rig.forward(60)
+        rig.owner.handle(Tick.HEARTBEAT)
+        rig.settle()
+    assert 1 <= rig.renew.tries <= 10
+    assert rig.link.reconnects == rig.renew.tries
+    finding = rig.parts.certificate.check()
+    assert (finding["outcome"], "ahead" in finding["detail"]) == ("warn", True)
+    rig.clock.wall_s -= days * DAY
+    rig.renew.now_s = rig.clock.wall_s
+    pass_time(rig, DAY, steps=100)
+    assert rig.parts.certificate.check()["outcome"] == "ok"

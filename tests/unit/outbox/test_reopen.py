@@ -7,9 +7,10 @@ import json
 import pytest
 
 from garrison_agent.adapters.database import Database
-from garrison_agent.outbox.journal import CARRIED_AT_ONCE, MAX_ENTRY_BYTES, SEGMENT_KIND, Journal
+from garrison_agent.outbox.journal import MAX_ENTRY_BYTES, REPEATED_AT_ONCE, SEGMENT_KIND, Journal
 from garrison_protocol import chain
 from garrison_protocol.chain import Entry
+from garrison_protocol.errors import InsufficientError
 from garrison_protocol.messages.anchor import Committed
 from garrison_protocol.messages.streams import Receipt
 from garrison_protocol.states import Stream
@@ -33,6 +34,12 @@ def chained(journal: Journal) -> list[dict[str, object]]:
     return headers
 
 
+def repeat_all(journal: Journal) -> None:
+    while journal.repeat():
+        pass
+    assert not journal.repeating
+
+
 def test_what_no_receipt_covers_goes_again_under_new_numbers(journal: Journal) -> None:
     entries = [journal.append(AUDIT, "model.loaded", {"alias": "chat"}, {"number": at}) for at in range(5)]
     sample = journal.append(TELEMETRY, "sample", {"cpu_permille": 7})
@@ -41,6 +48,7 @@ def test_what_no_receipt_covers_goes_again_under_new_numbers(journal: Journal) -
     receipt = Receipt(device=DEVICE, stream=AUDIT, epoch=before.epoch, up_to=acked.seq, hash=acked.hash)
     journal.acknowledge(receipt)
     assert journal.reopen("older_store", THEIRS) == 4
+    repeat_all(journal)
     opened, *again = chained(journal)
     assert (opened["y"], opened["reason"]) == ("epoch.opened", "older_store")
     assert (opened["audit_before"], opened["audit_last"], opened["audit_hash"]) == (before.epoch, 6, entries[4].hash)
@@ -66,11 +74,12 @@ def test_the_old_audit_rows_stay_and_the_store_opens_again(database: Database, j
 
 def test_many_rows_and_the_largest_one(journal: Journal) -> None:
     journal.append(AUDIT, "large", {}, "x" * (MAX_ENTRY_BYTES - 400))
-    for number in range(CARRIED_AT_ONCE * 2):
+    for number in range(REPEATED_AT_ONCE * 2):
         journal.append(AUDIT, "many", {"number": number})
     rows = journal.heads()["audit"].seq
     assert journal.reopen("older_store", THEIRS) == rows
-    assert [one["number"] for one in chained(journal) if one["y"] == "many"] == list(range(CARRIED_AT_ONCE * 2))
+    repeat_all(journal)
+    assert [one["number"] for one in chained(journal) if one["y"] == "many"] == list(range(REPEATED_AT_ONCE * 2))
 
 
 def test_half_a_new_epoch_is_never_kept(database: Database, journal: Journal) -> None:
@@ -93,6 +102,38 @@ def test_thinning_tells_epochs_apart(journal: Journal) -> None:
         journal.append(AUDIT, SEGMENT_KIND, {"number": number}, [number])
     old = journal.heads()["audit"].epoch
     journal.reopen("older_store", {})
+    repeat_all(journal)
     assert journal.thin(telemetry_rows=1000, segment_bodies=10) == 31
     thinned = [one for one in chained(journal) if one["y"] == "audit.thinned"]
     assert [(one.get("epoch"), one["bodies"]) for one in thinned] == [(old, 20), (None, 11)]
+
+
+def test_rows_go_on_to_be_repeated_where_a_process_before_stopped(database: Database, journal: Journal) -> None:
+    for number in range(REPEATED_AT_ONCE * 2):
+        journal.append(AUDIT, "many", {"number": number})
+    sample = journal.append(TELEMETRY, "sample", {"cpu_permille": 7})
+    first = journal.heads()["audit"]
+    journal.reopen("older_store", THEIRS)
+    assert journal.repeat()
+    second = journal.heads()["audit"].epoch
+    after = Journal(database, DEVICE, now_ms=lambda: 0)
+    after.append(AUDIT, "meanwhile", {})
+    after.reopen("older_store", THEIRS)  # what is not repeated yet is not forgotten over it
+    repeat_all(after)
+    again = {str(one["again"]) for one in chained(after) if one["y"] == "many"}
+    rest = range(REPEATED_AT_ONCE + 1, first.seq + 1)
+    assert {f"{first.epoch}/{number}" for number in rest} <= again
+    assert len(again) == REPEATED_AT_ONCE * 2
+    assert all(place.startswith((first.epoch, second)) for place in again)
+    batch = after.batch(TELEMETRY, 0)
+    assert batch is not None
+    assert [json.loads(row.header)["was"] for row in batch.rows] == [sample.hash]
+
+
+def test_what_goes_again_leaves_room_to_decisions(database: Database, journal: Journal) -> None:
+    journal.reopen("older_store", THEIRS)
+    before = journal.heads()
+    database.ballast.held, database.ballast._free = True, lambda _: 0
+    with pytest.raises(InsufficientError, match=r"disk\.full"):
+        journal.repeat()
+    assert (journal.heads(), journal.repeating) == (before, True)
