@@ -244,7 +244,7 @@ class Owner:
             parts.uplink.changed()
             if event.error is None:
                 parts.deployments.nudge()
-        parts.imports.metadata_checked()
+        parts.imports.metadata_checked(event.error)
         _unless_full(parts.certificate.metadata_checked)
 
     def _judge_leases(self) -> None:

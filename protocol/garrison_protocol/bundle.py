@@ -102,7 +102,7 @@ _MAX_BYTES = {
 _METADATA = re.compile(r"timestamp\.json|[1-9][0-9]{0,15}\.[a-z0-9]([a-z0-9._-]{0,126}[a-z0-9])?\.json")
 _PART = re.compile(r"[a-z0-9]([a-z0-9._-]{0,126}[a-z0-9])?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_BATCH = re.compile(r"([0-9a-f]{16})-([0-9]{12,16})\.dsse")
+_BATCH = re.compile(r"([0-9a-f]{16})-([0-9]{12}|[1-9][0-9]{12,15})\.dsse")
 _DOS = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?")
 _ESCAPE = "_"
 """Set behind a part that DOS would take for a device; no part of ours ends so."""

@@ -88,6 +88,18 @@ def test_a_stick_whose_bundle_has_ended(afloat: StickBoard, tmp_path: Path) -> N
     assert afloat.standing() == before
 
 
+def test_a_stick_whose_bundle_has_ended_by_the_floor_alone(afloat: StickBoard, tmp_path: Path) -> None:
+    """Freeze by stick and clock put back: what has ended by the signed time alone is neither taken nor called new."""
+    afloat.repository.expires["timestamp"] = in_days(3)
+    afloat.repository.publish()
+    stick = write_bundle(tmp_path / "stick", afloat, {Kind.DESIRED: desired(2, entry(NEW.ref, "r2"))})
+    afloat.clock.forward(5 * 86400)
+    afloat.clock.wall_s -= 5 * 86400
+    assert afloat.import_bundle(stick)["metadata"] == ("refused", "registry.expired")
+    assert (afloat.state, afloat.models.running) == ("WAITING", ["chat:1.0"])
+    assert afloat.parts.trust.view.freshness == "STALE"
+
+
 def test_a_bundle_that_was_cut_off(afloat: StickBoard, tmp_path: Path) -> None:
     """Partial bundle: the stick was pulled out while it was written; what is there is genuine."""
     stick = write_bundle(tmp_path / "stick", afloat, {Kind.DESIRED: desired(2, entry(NEW.ref, "r2"))})

@@ -16,6 +16,7 @@ from sqlalchemy import select
 
 from garrison_agent.adapters.mqtt import MqttLink
 from garrison_agent.owner.jobs import IsCancelled, Report
+from garrison_agent.registry.fallback_source import FallbackSource, Route
 from garrison_agent.registry.windows import AHEAD_BYTES
 from garrison_controller.audit.tables import Refusal
 from garrison_controller.bus.fetch import PER_BOARD, Fetches
@@ -41,7 +42,7 @@ from tests.contract.test_hostile_source import Hostile, HostileFrames, HostileHt
 from tests.fakes.broker import MosquittoBroker, tls_config
 from tests.fakes.fetch_desk import FetchDesk, client_context
 from tests.fakes.memory_source import RegistryContent
-from tests.fakes.packages import noise
+from tests.fakes.packages import make_package, noise
 from tests.fakes.pki import FleetPki
 from tests.fakes.registry_server import serve
 from tests.integration.controllers import wait_until
@@ -50,6 +51,8 @@ from tests.unit.rollouts.fleet import FakeBoard, Fleet
 
 NEW = package("2.0")
 FILE = NEW.variant.files[0]
+LARGE = make_package("chat", "2.1", files={"model.gguf": noise(600_000)}, chunk_size=64 * 1024)
+WEIGHTS = LARGE.variant.files[0]
 
 
 @pytest.fixture(params=["https", "mqtt"])
@@ -108,6 +111,42 @@ def test_slow_retrieval_of_metadata_and_models(board: Target, carrier: Hostile) 
     assert deploy_refused(board) == "source.unreachable"
     assert board.state == "WAITING"
     assert board.headers("deployment.waiting")[-1]["code"] == "source.unreachable"
+
+
+def test_a_model_that_dribbles(board: Target, carrier: Hostile) -> None:
+    """Slow retrieval: a little comes before each time-out, to keep a board downloading for years."""
+    board.repository.add(LARGE)
+    board.repository.publish()
+    board.look()
+    carrier.dribbling(after=300_000)
+    served = board.served
+    board.desire(entry(LARGE.ref, "r2"))
+    board.settle()
+    assert (board.state, board.slot.error_code) == ("WAITING", "source.unreachable")
+    assert board.headers("deployment.waiting")[-1]["code"] == "source.unreachable"
+    assert board.served == served
+    carrier.well()
+    board.clock.forward(3600)
+    board.settle()
+    assert board.shelf.blobs.has(WEIGHTS.sha256, WEIGHTS.size)
+
+
+def test_a_model_that_dribbles_over_one_way_only(board: Target, tmp_path: Path) -> None:
+    """Slow retrieval: whoever holds the way of HTTPS lets it dribble, while the broker would bring everything."""
+    board.repository.add(LARGE)
+    board.repository.publish()
+    board.look()
+    assert isinstance(board.work, RegistryWork)
+    frames = HostileFrames(board.repository.content)
+    with serve(board.repository.content, tmp_path / "mirror") as server:
+        https = HostileHttps(server)
+        board.work.source = FallbackSource(https.source, frames.source, Route("auto", link_up=lambda: True))
+        https.dribbling(after=300_000)
+        board.desire(entry(LARGE.ref, "r2"))
+        board.settle()
+    assert board.shelf.blobs.has(WEIGHTS.sha256, WEIGHTS.size)
+    first = next(fetch for fetch in frames.frames.asked if fetch.sha256 == WEIGHTS.sha256)
+    assert first.offset > 290_000  # what HTTPS brought is not fetched again
 
 
 def test_a_malicious_mirror_of_models(board: Target, carrier: Hostile) -> None:

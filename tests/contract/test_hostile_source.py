@@ -15,17 +15,16 @@ from typing import Protocol
 
 import pytest
 
+from garrison_agent.https import Answer
 from garrison_agent.registry.download import download_variant
 from garrison_agent.registry.files import BlobStore
-from garrison_agent.https import TIMEOUT_S
 from garrison_agent.registry.http_source import HttpsOpener, HttpSource
-from garrison_agent.registry.mqtt_source import Patience
 from garrison_agent.registry.source import Source
-from garrison_agent.registry.windows import AHEAD_BYTES
+from garrison_agent.registry.windows import AHEAD_BYTES, SLOW_S
 from garrison_protocol.errors import GarrisonError, NotFoundError, RefusedError, UnavailableError
 from garrison_protocol.manifest import Manifest
 from garrison_protocol.messages.fetch import Chunk, ChunkStatus, Fetch, FetchRefusal, pack_chunk
-from tests.fakes.frame_controller import FrameController
+from tests.fakes.frame_controller import AT_ONCE, FrameController
 from tests.fakes.memory_source import RegistryContent
 from tests.fakes.packages import make_package, noise
 from tests.fakes.registry_server import RegistryServer, serve
@@ -53,7 +52,7 @@ class Hostile(Protocol):
         """Answers do not go on, if they begin at all."""
 
     def dribbling(self, after: int) -> None:
-        """So many bytes of an answer come as ever; then there is a little just before each time-out."""
+        """So many bytes of an answer come as ever; then there is a little before each time-out."""
 
     def slow(self) -> None:
         """Everything comes as it does over 2G, at 5 kB/s."""
@@ -68,8 +67,11 @@ class Hostile(Protocol):
 class HostileHttps:
     def __init__(self, server: RegistryServer) -> None:
         self.server, self.content = server, server.content
-        self.source: Source = HttpSource(lambda path, headers: self._open(path, headers))
-        self.well()
+        self.source: Source = HttpSource(self._open)
+        self.opener = HttpsOpener(server.url, server.ca_path)
+
+    def _open(self, path: str, headers: dict[str, str]) -> Answer:
+        return self.opener(path, headers)
 
     def short(self) -> None:
         self.server.truncate_to = 20_000
@@ -79,19 +81,19 @@ class HostileHttps:
 
     def stuck(self) -> None:
         self.server.hold = ("", 10)
-        self._open = HttpsOpener(self.server.url, self.server.ca_path, timeout_s=0.2)
+        self.opener = HttpsOpener(self.server.url, self.server.ca_path, timeout_s=0.2)
 
     def dribbling(self, after: int) -> None:
         self.server.trickle_after = after
-        self._open = HttpsOpener(self.server.url, self.server.ca_path, now_s=Ticks(TIMEOUT_S - 1))
+        self.slow()
 
     def slow(self) -> None:
-        # Each look into the clock between two records: none brings more than 16 KiB.
-        self._open = HttpsOpener(self.server.url, self.server.ca_path, now_s=Ticks(16 * 1024 / SLOW_BYTES_PER_S))
+        # Between two looks into the clock a record comes, of 16 KiB at most, or of one byte.
+        self.opener = HttpsOpener(self.server.url, self.server.ca_path, now_s=Ticks(16 * 1024 / SLOW_BYTES_PER_S))
 
     def well(self) -> None:
         self.server.trickle_after = None
-        self._open = HttpsOpener(self.server.url, self.server.ca_path)
+        self.opener = HttpsOpener(self.server.url, self.server.ca_path)
 
     def refusing(self) -> None:
         self.server.status = 503
@@ -117,24 +119,14 @@ class HostileFrames:
         self.frames.silent = True
 
     def dribbling(self, after: int) -> None:
-        def one_more(fetch: Fetch, chunks: list[Chunk]) -> list[Chunk]:
-            if fetch.offset < after:
-                return chunks
-            self.frames.clock.now_s += Patience().give_up_s - 1
-            return chunks[:1]
-
-        self.frames.tamper = one_more
+        # Before, they come so slowly that pieces stay small.
+        self.frames.late = lambda chunk: SLOW_S + 1 if chunk.offset < after else AT_ONCE.give_up_s - 1
 
     def slow(self) -> None:
-        def late(_fetch: Fetch, chunks: list[Chunk]) -> Iterator[Chunk]:
-            for chunk in chunks:
-                self.frames.clock.now_s += len(chunk.data) / SLOW_BYTES_PER_S
-                yield chunk
-
-        self.frames.tamper = late
+        self.frames.late = lambda chunk: len(chunk.data) / SLOW_BYTES_PER_S
 
     def well(self) -> None:
-        self.frames.tamper = None
+        self.frames.late = None
 
     def refusing(self) -> None:
         self.frames.refuse = FetchRefusal(code="device.revoked", message="no", status=403)

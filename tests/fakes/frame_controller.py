@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -29,6 +30,8 @@ class FrameController:
     documents: dict[FetchKind, Callable[[Fetch], bytes]] = field(default_factory=dict)
     """How it answers what is no file."""
     tamper: Tamper | None = None
+    late: Callable[[Chunk], float] | None = None
+    """How many seconds each chunk needs. Then they come one by one, and while none is asked for."""
     silent: bool = False
     connected: bool = True
     refuse: FetchRefusal | None = None
@@ -40,6 +43,8 @@ class FrameController:
 
     def __post_init__(self) -> None:
         self.key = SigningKey.generate()
+        self._on_the_way: deque[Chunk] = deque()
+        self._seen = 0
 
     def source(self, patience: Patience = AT_ONCE) -> MqttSource:
         """Return a board's source that asks this controller."""
@@ -54,15 +59,26 @@ class FrameController:
             if self.silent:
                 return True
             chunks = self._chunks(fetch)
+            if self.late is not None:
+                self._on_the_way += chunks
+                return True
             for chunk in chunks if self.tamper is None else self.tamper(fetch, chunks):
                 source.receive(chunk if isinstance(chunk, bytes) else pack_chunk(chunk))
             return True
+
+        def connected() -> bool:
+            if self._on_the_way and self._seen == len(self.asked):
+                chunk = self._on_the_way.popleft()
+                self.clock.now_s += 0 if self.late is None else self.late(chunk)
+                source.receive(pack_chunk(chunk))
+            self._seen = len(self.asked)
+            return self.connected
 
         source = MqttSource(
             device=DEVICE,
             key=self.key,
             send=send,
-            connected=lambda: self.connected,
+            connected=connected,
             patience=patience,
             now_s=self.clock,
         )

@@ -41,7 +41,7 @@ class CarriedRenewal:
         return RenewRequest(device=device, nonce=nonce, csr_pem=csr_pem, proof=proof)
 
     def answered(self, answer: RenewResponse, device_ca: str, at: datetime) -> bool:
-        """Store the certificate for the key that waits; False if none does, or it has ended at ``at``.
+        """Store the certificate for the key that waits; False if none does, it has ended at ``at``, or ours ends later.
 
         Nobody signed the answer as a whole. So only the certificate is taken from it, and only one by an authority in
         ``device_ca``, PEM of the verified ``fleet.json``; where the broker is, a stick does not say.
@@ -62,16 +62,26 @@ class CarriedRenewal:
                 f"the certificate on the stick cannot be used: {error}",
                 hint="take the board's newest export home and export again; the old certificate stays",
             ) from error
-        ended = certificate_process.read_certificate(pair)[1].ended(at.timestamp())
-        if not ended:
+        span = certificate_process.read_certificate(pair)[1]
+        wanted = not span.ended(at.timestamp()) and not self._have_later(span.end_s, device_ca)
+        if wanted:
             save_pair(self._identity.state_dir, pair)
-        with disk_errors(
-            self._path(_KEY)
-        ):  # an ended one has no use for its key either: the next request makes another
+        with disk_errors(self._path(_KEY)):  # without a use for it, none for its key: the next request makes another
             for name in (_REQUEST, _KEY):
                 self._path(name).unlink(missing_ok=True)
             sync_folder(self._identity.folders.identity)
-        return not ended
+        return wanted
+
+    def _have_later(self, end_s: float, device_ca: str) -> bool:
+        """Tell whether the board's own certificate, by one of ``device_ca``, ends after ``end_s``."""
+        try:
+            pair = self._identity.folders.tls_pair.read_bytes()
+            if certificate_process.read_certificate(pair)[1].end_s <= end_s:
+                return False
+            certificate_process.read_certificate(pair, device_ca)
+        except (OSError, ValueError):
+            return False
+        return True
 
     def _csr(self) -> str:
         """Return the request for the key that waits; signatures differ, so the text is kept with the key."""

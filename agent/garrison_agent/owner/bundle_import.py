@@ -113,13 +113,12 @@ class BundleImport:
         visit.carrier.progress = ImportProgress(phase="checking", done=0, total=0)
         self._trust.refresh()
 
-    def metadata_checked(self) -> None:
-        """Apply the envelopes, once a check has ended that was the bundle's."""
+    def metadata_checked(self, error: GarrisonError | None) -> None:
+        """Apply the envelopes, once a check has ended that was the bundle's; ``error`` is why it was not taken."""
         visit = self._visit
         if visit is None or visit.head is None or visit.applied:
             return
-        refreshed, error = self._plugged.refreshed
-        if not refreshed:
+        if not self._plugged.refreshed:
             self._trust.refresh()  # what ended was a check that had begun before
             return
         visit.applied = True

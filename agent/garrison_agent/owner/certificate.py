@@ -161,7 +161,7 @@ class Certificate:
         due = is_due(self._validity, self._judge_at_s())
         if due and self._tries.failed:
             detail = "the newest certificate is due again at once: this board's time is ahead of the controller's"
-            fix = "set the clock; if it is right, see `time floor`"
+            fix = "set the clock; if it is right, look at the time floor in `garrison-agent status`"
             return Check(name="renewal", outcome="warn", detail=detail, fix=fix)
         return Check(name="renewal", outcome="ok", detail="under way" if due else "not due yet", fix="")
 

@@ -125,6 +125,9 @@ class Inbound:
         except InsufficientError as full:
             _log.error("%s. %s", full, full.hint)
         except GarrisonError as refused:
+            if refused.code == "envelope.key_unknown" and (self._trust.checking or self._look_due):
+                self._pending = payload  # the check that ended had begun before; the next one may know the key
+                return
             self.refuse(refused, topics.down(self._device, topics.Down.DESIRED))
 
     def count(self) -> None:

@@ -114,6 +114,11 @@ class Trust:
         """The code of the last refresh's failure; None after a success."""
         return self._last_error
 
+    @property
+    def checking(self) -> bool:
+        """Whether a check is under way."""
+        return self._busy
+
     def judge_at(self) -> datetime:
         """Return the later of clock and floor, by which everything that ends is judged. Any thread may ask."""
         return self._time.judge_at()

@@ -105,10 +105,10 @@ class Plugged:
             return None if unusable else self._source
 
     @property
-    def refreshed(self) -> tuple[bool, GarrisonError | None]:
-        """Whether metadata was read from the bundle, and why it was not taken, as far as known."""
+    def refreshed(self) -> bool:
+        """Whether a check of the bundle's metadata has ended. Only who asked for it knows what came of it."""
         with self._lock:
-            return self._refreshed, self._error
+            return self._refreshed
 
     def checked(self, source: MetadataSource, error: GarrisonError | None) -> None:
         """Note how a refresh from ``source`` ended."""

@@ -17,7 +17,8 @@ from garrison_agent.pace import PATIENCE_S, Pace
 from garrison_agent.tls import pinned_context
 from garrison_protocol.errors import GarrisonError, NotFoundError, RefusedError, UnavailableError
 
-PIECE_BYTES = 64 * 1024
+PIECE_BYTES = 16 * 1024
+"""What a TLS record holds: no read brings more."""
 
 
 class HttpSource:

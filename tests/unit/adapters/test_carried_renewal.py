@@ -12,8 +12,8 @@ from cryptography import x509
 
 from garrison_agent.adapters import enrolment
 from garrison_agent.adapters.carried_renewal import CarriedRenewal
-from garrison_agent.adapters.certificates import new_key, request_pem
-from garrison_agent.identity import Identity
+from garrison_agent.adapters.certificates import checked_pair, new_key, request_pem
+from garrison_agent.identity import Identity, save_pair
 from garrison_controller.config import ControllerConfig
 from garrison_controller.devices import pki
 from garrison_controller.devices.ca import Authority
@@ -82,6 +82,19 @@ def test_a_certificate_that_ended_on_the_way_makes_room_for_another(identity: Id
     assert not renewal.answered(answer(ca, identity, csr_pem), ca_pem, NOW + timedelta(days=40))
     assert identity.folders.tls_pair.read_bytes() == before
     assert renewal.request(8).csr_pem != csr_pem
+
+
+def test_an_old_stick_does_not_bring_back_a_certificate_that_ends_sooner(identity: Identity, tmp_path: Path) -> None:
+    renewal = CarriedRenewal(identity)
+    ca, ca_pem = authority(tmp_path / "controller")
+    old = answer(ca, identity, renewal.request(7).csr_pem, days=5)
+    key_pem = new_key()  # meanwhile the board was renewed over the network
+    issued = ca.issue_device(identity.device, request_pem(key_pem), 30, NOW)
+    save_pair(identity.state_dir, checked_pair(issued.pem, key_pem, identity.device))
+    before = identity.folders.tls_pair.read_bytes()
+    assert not renewal.answered(old, ca_pem, NOW)
+    assert identity.folders.tls_pair.read_bytes() == before
+    assert not (identity.folders.identity / "carried.key").exists()
 
 
 def test_an_answer_that_nobody_waits_for(identity: Identity, tmp_path: Path) -> None:

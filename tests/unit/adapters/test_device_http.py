@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -7,11 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from garrison_agent import https
+from garrison_agent.adapters import device_http
 from garrison_agent.adapters.device_http import MAX_ERROR_CHARS, DeviceHttp, refusal
 from garrison_agent.adapters.enrolment import enrol
 from garrison_protocol.errors import ConflictError, InvalidError, RefusedError, UnavailableError
 from tests.fakes.device_api import DeviceApi
 from tests.fakes.pki import FleetPki
+from tests.fakes.ticks import Ticks
 
 BLOB = "/device/v1/blobs/abc"
 
@@ -45,6 +49,13 @@ def test_one_session_serves_many_requests(api: DeviceApi, http: DeviceHttp) -> N
     assert fetch(http) == (200, api.blobs["abc"])
     assert fetch(http) == (200, api.blobs["abc"])
     assert sum("session" in line for line in api.requests) == 1
+
+
+def test_an_answer_that_is_too_slow_is_none(http: DeviceHttp, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_http, "send", functools.partial(https.send, now_s=Ticks(40)))
+    with pytest.raises(UnavailableError, match="fewer than 15360 bytes") as caught:
+        fetch(http)
+    assert caught.value.code == "controller.unreachable"
 
 
 def test_a_session_that_ended_is_renewed(api: DeviceApi, http: DeviceHttp) -> None:

@@ -14,6 +14,7 @@ from garrison_protocol.errors import NotFoundError, RefusedError, UnavailableErr
 from tests.fakes.memory_source import RegistryContent
 from tests.fakes.packages import noise
 from tests.fakes.registry_server import RegistryServer, serve
+from tests.fakes.ticks import Ticks
 
 BLOB = noise(300_000)
 SHA = sha256_hex(BLOB)
@@ -75,6 +76,28 @@ def test_the_bearer_is_sent(server: RegistryServer) -> None:
     source = HttpSource(HttpsOpener(server.url, server.ca_path, bearer=lambda: "secret"))
     source.metadata("timestamp.json", 5000)
     assert server.authorizations == ["Bearer secret"]
+
+
+@pytest.mark.parametrize("after", [0, 250])
+def test_neither_headers_nor_bodies_may_dribble(server: RegistryServer, after: int) -> None:
+    server.trickle_after = after
+    source = HttpSource(HttpsOpener(server.url, server.ca_path, now_s=Ticks(20)))
+    with pytest.raises(UnavailableError, match="fewer than 15360 bytes came in 60 s"):
+        source.metadata("timestamp.json", 5000)
+
+
+def test_many_small_answers_may_not_each_take_their_time(server: RegistryServer) -> None:
+    source = HttpSource(HttpsOpener(server.url, server.ca_path, within_s=100, now_s=Ticks(10)))
+    assert len(source.metadata("timestamp.json", 5000)) == 1000
+    with pytest.raises(UnavailableError, match="fewer than 25600 bytes came in 100 s"):
+        [source.metadata("timestamp.json", 5000) for _ in range(10)]
+
+
+def test_bytes_are_handed_on_as_they_come(server: RegistryServer) -> None:
+    server.hold = (SHA, 100)
+    stream = _source(server).blob(SHA, 0)
+    assert next(stream) == BLOB[:100]
+    stream.close()
 
 
 def test_the_certificate_is_judged_at_the_later_of_clock_and_floor(tmp_path: Path) -> None:

@@ -280,3 +280,19 @@ def test_an_orderly_end_says_goodbye(rig: Rig) -> None:
     assert rig.models.running == []
     assert rig.link.stopped
     assert "STOPPING=1" in rig.notified
+
+
+def test_a_check_that_had_begun_before_the_rotation_does_not_settle_what_came_after_it(rig: Rig) -> None:
+    new = SigningKey.generate()
+    rig.work.publish(package())
+    rig.connect()
+    rig.parts.trust.refresh()
+    begun = rig.jobs.pop()
+    rig.desire(entry(package().ref), key=new)
+    while not rig.inbox.empty():
+        rig.owner.handle(rig.inbox.get())
+    begun()  # with the fleet.json of before
+    rig.director = new
+    rig.work.fleet = fleet_json((KeyPurpose.DIRECTOR, new), (KeyPurpose.RECEIPT, RECEIPTS))
+    rig.settle()
+    assert (rig.parts.inbound.applied.counter, rig.parts.inbound.refused) == (1, {})
