@@ -136,9 +136,9 @@ class Database:
         row = self.connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
         return None if row is None else str(row[0])
 
-    def put(self, key: str, value: str) -> None:
-        """Store ``value`` under ``key``, in the caller's transaction or its own."""
-        with self.transaction():
+    def put(self, key: str, value: str, *, spare: bool = False) -> None:
+        """Store ``value`` under ``key``, in the caller's transaction or its own, which may be ``spare``."""
+        with self.transaction(spare=spare):
             self.connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
 
     def restore_ballast(self) -> None:

@@ -209,8 +209,11 @@ class Journal:
         Telemetry rows above the cap go, the oldest (those that receipts cover) first. So do the *bodies* of inference
         segments above theirs (None: no cap); the headers stay, so the chain still verifies. Every other audit entry
         is kept for ever.
+
+        Raises:
+            InsufficientError: ``disk.full``; what is too much stays until there is room to say what went.
         """
-        with self._database.transaction():
+        with self._database.transaction(spare=True):
             gone = self._thin_telemetry(telemetry_rows)
             if segment_bodies is not None:
                 gone += self._thin_segments(segment_bodies)

@@ -134,7 +134,7 @@ class Inbound:
         """Store the counts of refused messages that are not stored yet."""
         if not self._uncounted:
             return
-        with self._database.transaction():
+        with self._database.transaction(spare=True):
             for code in self._uncounted:
                 self._database.connection.execute(
                     "INSERT OR REPLACE INTO refusal VALUES (?, ?)", (code, self.refused[code])

@@ -113,12 +113,12 @@ class Timekeeper:
             InsufficientError: ``disk.full``.
         """
         if ending or self._now().monotonic_s - self._stored_at >= STORE_EVERY_S:
-            self._store(self._floor)
+            self._store(self._floor, spare=True)
 
-    def _store(self, floor: TimeFloor) -> None:
+    def _store(self, floor: TimeFloor, *, spare: bool = False) -> None:
         monotonic_s = self._now().monotonic_s
         marks = {key: round(mark) for key, mark in floor.to_store(monotonic_s).items()}
-        self._database.put(_FLOOR, json.dumps(marks))
+        self._database.put(_FLOOR, json.dumps(marks), spare=spare)
         self._stored_at = monotonic_s
 
 

@@ -5,6 +5,7 @@ One verification runs at a time. Versions and ``fleet.json`` are stored in one t
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,12 +20,14 @@ from garrison_agent.outbox.journal import Journal
 from garrison_agent.owner.jobs import Jobs, Work, failure
 from garrison_agent.owner.timekeeper import Timekeeper
 from garrison_agent.registry.trust import Refresh, admit
-from garrison_protocol.errors import GarrisonError, InvalidError, RefusedError
+from garrison_protocol.errors import GarrisonError, InsufficientError, InvalidError, RefusedError
 from garrison_protocol.fleet import Fleet, FleetKey, parse_fleet
 from garrison_protocol.keys import key_id
 from garrison_protocol.manifest import PackageRef, target_path
 from garrison_protocol.messages.report import RegistryView
 from garrison_protocol.states import Freshness, KeyPurpose, Stream, WaitReason
+
+_log = logging.getLogger(__name__)
 
 NOT_ANCHORED = "time.not_anchored"
 _KEPT = "registry.kept"
@@ -239,12 +242,21 @@ class Trust:
                 view, fleet, error = None, None, unwritten
         outcome = view, error
         error = error or unusable
-        with self._database.transaction():
-            if view is not None:
-                self._keep(view, fleet)
-            code = None if error is None else error.code
-            if isinstance(error, RefusedError | InvalidError) and code != self._last_error:
-                self._journal.append(Stream.AUDIT, "metadata.refused", {"code": error.code, "detail": error.message})
+        code = None if error is None else error.code
+        refused = error if isinstance(error, RefusedError | InvalidError) and code != self._last_error else None
+        # The hour of the last refresh alone is no decision: a full disk may lose it.
+        spare = refused is None and (view is None or not self._changed(_kept(view)))
+        try:
+            with self._database.transaction(spare=spare):
+                if view is not None:
+                    self._keep(_kept(view), view, fleet)
+                if refused is not None:
+                    facts: dict[str, str | int | bool | None] = {"code": refused.code, "detail": refused.message}
+                    self._journal.append(Stream.AUDIT, "metadata.refused", facts)
+        except InsufficientError as full:
+            if not spare:
+                raise
+            _log.error("%s. %s", full, full.hint)
         self._last_error = code
         if view is not None:
             self.freshness = view.freshness
@@ -254,12 +266,13 @@ class Trust:
             self.freshness = Freshness.STALE
         return outcome
 
-    def _keep(self, view: Refresh, fleet: Fleet | None) -> None:
-        kept = _Kept(
-            freshness=view.freshness, refreshed_at=view.refreshed_at, expires=dict(view.expires), **view.high_water
-        )
+    def _changed(self, kept: _Kept) -> bool:
+        """Tell whether more than time has passed since what is stored."""
         passing = {"refreshed_at", "expires"}
-        changed = self._kept is None or self._kept.model_dump(exclude=passing) != kept.model_dump(exclude=passing)
+        return self._kept is None or self._kept.model_dump(exclude=passing) != kept.model_dump(exclude=passing)
+
+    def _keep(self, kept: _Kept, view: Refresh, fleet: Fleet | None) -> None:
+        changed = self._changed(kept)
         if not changed and self._kept is not None and view.refreshed_at == self._kept.refreshed_at:
             return
         self._kept = kept
@@ -296,6 +309,13 @@ class Trust:
         unreachable = error.retryable or not error.code.startswith("registry.")
         reason = WaitReason.NETWORK if unreachable else WaitReason.METADATA_STALE
         return MustWait(attempt, reason, error.code, error.message)
+
+
+def _kept(view: Refresh) -> _Kept:
+    """Return what is stored of ``view``."""
+    return _Kept(
+        freshness=view.freshness, refreshed_at=view.refreshed_at, expires=dict(view.expires), **view.high_water
+    )
 
 
 def _readable(fleet: bytes) -> tuple[Fleet | None, GarrisonError | None]:

@@ -84,6 +84,18 @@ def test_what_can_be_spared_leaves_the_ballast_alone_and_is_dropped(rig: Rig, di
     assert rig.models.running == ["chat:1.0"]
 
 
+def test_an_hour_without_a_decision_leaves_the_ballast_alone(rig: Rig, disk: FullDisk) -> None:
+    before = rig.audit()
+    disk.fill()
+    for _ in range(6):
+        rig.forward(600)
+        for tick in (Tick.THIN, Tick.HEARTBEAT, Tick.REFRESH):
+            rig.inbox.put(tick)
+        rig.settle()
+    assert since(rig, before) == []
+    assert rig.database.ballast.held
+
+
 def test_the_ballast_comes_back_with_the_room(rig: Rig, disk: FullDisk) -> None:
     disk.fill()
     rig.ask(UnloadModel("chat"))
