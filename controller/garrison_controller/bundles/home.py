@@ -44,7 +44,7 @@ class Home:
 
     def __init__(self, database: Database, *, director: SigningKey, receipt: SigningKey, now: datetime) -> None:
         self._database = database
-        self._ingest = Ingest(database, director=director, receipt_key=receipt, now=lambda: now)
+        self._ingest = Ingest(database, director=director, receipt_key=receipt, now=lambda: now, carried=True)
         self._receipt = receipt
 
     def take(self, device_id: str, kind: Up, payload: bytes) -> Taken:
@@ -56,14 +56,11 @@ class Home:
             UnavailableError: ``database.busy``.
         """
         with self._database.reading() as session:
-            before, presence = _marks(session, device_id), _presence(session, device_id)
+            before = _marks(session, device_id)
         outgoing = self._ingest.handle(topics.up(device_id, kind), payload)
         if outgoing.refused is not None:
             return Taken(Outcome.REFUSED, outgoing.refused)
-        with self._database.session() as session:
-            device = session.get(Device, device_id)
-            if device is not None and presence is not None:
-                device.online, device.last_seen_at = presence
+        with self._database.reading() as session:
             after = _marks(session, device_id)
         outcome = Outcome.NEW if before != after else Outcome.GAP if self._asks_again(outgoing) else Outcome.REPEATED
         return Taken(outcome, desired_changed=outgoing.desired_changed)
@@ -72,11 +69,6 @@ class Home:
         public = self._receipt.public_hex
         opened = (envelope.unseal(sealed, lambda _signer: public) for _, sealed in outgoing.messages)
         return any(Receipt.model_validate_json(one.body).resend for one in opened)
-
-
-def _presence(session: Session, device_id: str) -> tuple[bool, datetime | None] | None:
-    device = session.get(Device, device_id)
-    return None if device is None else (device.online, device.last_seen_at)
 
 
 def _marks(session: Session, device_id: str) -> tuple[object, ...]:

@@ -59,11 +59,14 @@ class Ingest:
         director: keys.SigningKey,
         receipt_key: keys.SigningKey,
         now: Callable[[], datetime],
+        carried: bool = False,
     ) -> None:
+        """``carried``: messages come by stick, and say nothing about whether the board is there now."""
         self._database = database
         self._director = director
         self._receipt_key = receipt_key
         self._now = now
+        self._carried = carried
 
     def handle(self, topic: str, payload: bytes) -> Outgoing:
         """Commit one message, or refuse and count it; return what follows.
@@ -82,7 +85,11 @@ class Ingest:
                 if device is None:
                     raise RefusedError("device.unknown", f"no board {place.device} is enrolled", device=place.device)
                 sender = device.id
-                return self._commit(session, device, place, payload)
+                presence = device.online, device.last_seen_at
+                outgoing = self._commit(session, device, place, payload)
+                if self._carried:
+                    device.online, device.last_seen_at = presence
+                return outgoing
         except GarrisonError as error:
             if error.retryable:
                 raise

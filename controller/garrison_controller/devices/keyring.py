@@ -239,14 +239,15 @@ def read_passphrase(path: Path) -> bytes:
         raise NotFoundError(
             "key.passphrase_missing",
             f"cannot read the passphrase in {path}: {error.strerror}",
-            hint=f"restore it; for a new controller, as its user: (umask 077; openssl rand -base64 32 > {path})",
+            hint="restore it; for a new controller, as its user: "
+            f"(umask 077; head -c 32 /dev/urandom | base64 > {path})",
         ) from error
     passphrase = lines[0].strip() if lines else b""
     if len(passphrase) < MIN_PASSPHRASE_BYTES:
         raise InvalidError(
             "key.passphrase_short",
             f"the passphrase in {path} has fewer than {MIN_PASSPHRASE_BYTES} characters",
-            hint="nobody has to type it: `openssl rand -base64 32` makes a good one",
+            hint="nobody has to type it: `head -c 32 /dev/urandom | base64` makes a good one",
         )
     return passphrase
 
