@@ -158,13 +158,19 @@ class Anchors:
                 "(`garrison serve rotate-key director`)",
                 signer=opened.key_id,
             )
+        # The newest anchor counts, even with a lower counter: a controller may have been put back from a backup.
+        lowest = _Lowest(signer=opened.key_id, counter=anchor.desired_counter)
         with self._database.transaction():
-            jumped = self._time.anchored(opened.key_id, anchor.time)
-            self._keep_lowest(_Lowest(signer=opened.key_id, counter=anchor.desired_counter))
+            floor = self._time.note(opened.key_id, anchor.time)
+            if lowest != self._lowest:
+                self._database.put(_DESIRED, json.dumps(asdict(lowest)))
             if self._database.get(_CARRIED) is not None:
                 self._database.put(_CARRIED, "")
             reopened = self._compare(anchor.streams)
-        self._reopened = self._reopened or reopened  # only now: a full disk takes a new epoch back
+        # Only now: a full disk takes all of it back.
+        self._reopened = self._reopened or reopened
+        self._lowest = lowest
+        jumped = self._time.believe(floor)
         if anchor.nonce == self._nonce:
             self._nonce = None
         if jumped:
@@ -245,12 +251,6 @@ class Anchors:
             self._retry_set = True
             self._timers.after(min(RETRY_MAX_S, RETRY_S * 2.0 ** min(self._failures, 16)), Tick.ANCHOR)
         self._failures += 1
-
-    def _keep_lowest(self, lowest: _Lowest) -> None:
-        """The newest anchor counts, even a lower one: a controller may have been put back from a backup."""
-        if lowest != self._lowest:
-            self._database.put(_DESIRED, json.dumps(asdict(lowest)))
-        self._lowest = lowest
 
     def _compare(self, theirs: Mapping[str, Committed]) -> bool:
         """Compare this store with what the controller has of it; tell whether a new epoch had to be opened."""

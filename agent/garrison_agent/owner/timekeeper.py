@@ -63,15 +63,15 @@ class Timekeeper:
         """Whether the clock is known to be wrong and no anchor has told the time since the agent started."""
         return self.anchored_at is None and self.clock_s < self.floor_s() - CLOCK_TOLERANCE_S
 
-    def anchored(self, key: str, time_s: float) -> bool:
-        """Believe that it is ``time_s`` at least, as ``key`` signed; tell whether it had seemed to be much earlier.
+    def note(self, key: str, time_s: float) -> TimeFloor:
+        """Store, in the caller's transaction, that ``key`` signed ``time_s``, and return what ``believe`` takes then.
 
         It is stored at once if it lies far above what is stored.
 
         Raises:
             InsufficientError: ``disk.full``; nothing changed.
         """
-        now, jumped = self._now(), time_s > self.now_s() + CLOCK_TOLERANCE_S
+        now = self._now()
         before = self._floor
         floor = before.raised(key, time_s, now.monotonic_s)
         new = key not in before.marks or time_s - before.at_s(now.monotonic_s) >= STORE_EVERY_S
@@ -85,8 +85,14 @@ class Timekeeper:
                 "floor": int(floor.at_s(now.monotonic_s)),
             }
             self._journal.append(Stream.AUDIT, "time.anchored", facts)
+        return floor
+
+    def believe(self, floor: TimeFloor) -> bool:
+        """Go by ``floor``, once it is stored; tell whether it had seemed to be much earlier."""
+        monotonic_s = self._now().monotonic_s
+        jumped = floor.at_s(monotonic_s) > self.now_s() + CLOCK_TOLERANCE_S
         self._floor = floor
-        self.anchored_at = now.monotonic_s
+        self.anchored_at = monotonic_s
         return jumped
 
     def listed(self, keys: Collection[str]) -> bool:

@@ -232,6 +232,28 @@ def test_a_new_epoch_that_found_no_room_is_opened_later(rig: Rig, monkeypatch: p
     assert rig.batches(Stream.AUDIT)[0].epoch != head.epoch
 
 
+def test_an_anchor_that_found_no_room_changes_nothing_and_is_stored_later(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = rig.parts.journal.heads()["audit"]
+    rig.streams = {"audit": Committed(epoch=head.epoch, seq=head.seq + 50, hash="4" * 64)}
+    rig.signed_counter = 7
+    before = rig.parts.anchors.lowest_counter, rig.parts.timekeeper.anchored_at, rig.database.get("desired.anchor")
+
+    def full(journal: Journal, reason: str, theirs: Mapping[str, Committed]) -> int:
+        raise InsufficientError("disk.full", "no room", retryable=True)
+
+    monkeypatch.setattr(Journal, "reopen", full)
+    rig.connect()
+    now = rig.parts.anchors.lowest_counter, rig.parts.timekeeper.anchored_at, rig.database.get("desired.anchor")
+    assert now == before
+    monkeypatch.undo()
+    rig.forward(RETRY_S)
+    assert rig.parts.anchors.lowest_counter == 7
+    rig.restart()
+    assert rig.parts.anchors.lowest_counter == 7
+
+
 def test_rows_of_the_old_epoch_go_again_a_few_at_a_time_and_across_restarts(rig: Rig) -> None:
     for number in range(3 * REPEATED_AT_ONCE):
         rig.parts.journal.append(Stream.AUDIT, "many", {"number": number})
