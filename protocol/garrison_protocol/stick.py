@@ -106,7 +106,8 @@ class Stick:
     def write(self, path: str, pieces: Iterable[bytes], *, durable: bool = True) -> None:
         """Put ``pieces`` at ``path``: seen only when whole, and durable on return. What was there is replaced.
 
-        Of many small files, write each with ``durable`` off, then call ``sync``: a stick takes its time for each.
+        Of many small files, write each with ``durable`` off, then call ``sync``: a stick takes its time for each. One
+        that is pulled before may hold them empty.
 
         Raises:
             InsufficientError: ``bundle.no_room``.
@@ -120,12 +121,17 @@ class Stick:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(unfinished, dir_fd=folder)
                 file = os.open(unfinished, _NEW, 0o644, dir_fd=folder)
-                with os.fdopen(file, "wb") as stream:
-                    for piece in pieces:
-                        stream.write(piece)
-                    stream.flush()
-                    if durable:
-                        os.fsync(file)
+                try:
+                    with os.fdopen(file, "wb") as stream:
+                        for piece in pieces:
+                            stream.write(piece)
+                        stream.flush()
+                        if durable:
+                            os.fsync(file)
+                except BaseException:
+                    with contextlib.suppress(OSError):
+                        os.unlink(unfinished, dir_fd=folder)  # half a model would keep a full stick full
+                    raise
                 os.replace(unfinished, name, src_dir_fd=folder, dst_dir_fd=folder)
                 if durable:
                     os.fsync(folder)
@@ -133,7 +139,7 @@ class Stick:
             raise _unwritable(path, error) from error
 
     def remove(self, path: str) -> None:
-        """Take the file away, if it is there; a link is removed, not followed.
+        """Take the file away, and what a write that was cut off left of it; a link is removed, not followed.
 
         Raises:
             UnavailableError: ``bundle.unwritable``.
@@ -142,9 +148,11 @@ class Stick:
         *folders, name = path.split("/")
         try:
             with self._walk(folders, create=False) as folder:
-                os.unlink(name, dir_fd=folder)
+                for one in (name + _UNFINISHED, name):
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(one, dir_fd=folder)
                 os.fsync(folder)
-        except (NotFoundError, FileNotFoundError):
+        except NotFoundError:
             return
         except OSError as error:
             raise _unwritable(path, error) from error

@@ -331,6 +331,7 @@ def test_receipts_of_an_earlier_epoch(home: Controlled) -> None:
         for topic, payload, _ in home.link.sent
         for place, payload in home.ingest.handle(topic, payload).messages
     ]
+    assert receipts
     home.put_back(None)
     before = home.parts.journal.heads()
     for receipt in receipts:
@@ -346,6 +347,7 @@ def test_statuses_and_reports_of_an_earlier_epoch(home: Controlled) -> None:
         home.connect()
         home.exchange()
     old = list(home.link.sent)
+    assert old
     death = home.parts.uplink.will()
     home.put_back(None)
     home.connect()

@@ -100,8 +100,11 @@ class FakeRenewals:
 
     def __init__(self) -> None:
         self.answers: list[RenewResponse] = []
+        self.error: GarrisonError | None = None
 
     def request(self, number: int) -> RenewRequest:
+        if self.error is not None:
+            raise self.error
         return RenewRequest(device="edge-1", nonce=f"stick:{number}", csr_pem="csr", proof="0" * 128)
 
     def answered(self, answer: RenewResponse, device_ca: str, at: datetime) -> bool:

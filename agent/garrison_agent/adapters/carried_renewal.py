@@ -21,7 +21,7 @@ _REQUEST = "carried.csr"
 
 
 class CarriedRenewal:
-    """Makes requests and takes answers. One thread at a time; both take milliseconds."""
+    """Makes requests and takes answers; each may start a process (``certificate_process``). One thread at a time."""
 
     def __init__(self, identity: Identity) -> None:
         self._identity = identity
@@ -31,7 +31,7 @@ class CarriedRenewal:
 
         Raises:
             RefusedError: ``key.readable_by_others``.
-            UnavailableError: ``disk.failed``.
+            UnavailableError: ``disk.failed``, ``certificate.process_failed``.
             InsufficientError: ``disk.full``.
         """
         with disk_errors(self._path(_KEY)):

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import json
 import re
+import ssl
 import subprocess
 import sys
 from typing import Any
 
 from garrison_agent.core.certificate import Validity
+from garrison_protocol.canonical import sha256_hex
 from garrison_protocol.errors import UnavailableError
 
-TIMEOUT_S = 30.0
-"""The owner thread waits for some of these: it must be heard of before its watchdog's minute is over."""
+TIMEOUT_S = 15.0
+"""The owner thread waits for up to three of these: it must be heard of before its watchdog's minute is over."""
 _NOTE = re.compile(rb"certificate ([0-9a-f]{64}) from (\d{1,11}) to (\d{1,11})\n")
 """The line that ``certificates.checked_pair`` puts before the PEM text (explanatory text, RFC 7468, section 2)."""
 
@@ -51,10 +53,17 @@ def read_certificate(pair_pem: bytes, cas_pem: str | None = None) -> tuple[str, 
         ValueError: As there, and as ``certificates.check_issuer``.
         UnavailableError: ``certificate.process_failed``.
     """
-    if cas_pem is None and (note := _NOTE.match(pair_pem)):
+    if cas_pem is None and (note := _NOTE.match(pair_pem)) and note[1].decode() == _first_sha256(pair_pem):
         return note[1].decode(), Validity(float(note[2]), float(note[3]))
     sha256, start_s, end_s = _ask("read_certificate", pair_pem.decode(errors="replace"), cas_pem)
     return str(sha256), Validity(float(str(start_s)), float(str(end_s)))
+
+
+def _first_sha256(pair_pem: bytes) -> str:
+    """Return the SHA-256 of the first certificate in ``pair_pem``: a note may head another than the one it is of."""
+    end = b"-----END CERTIFICATE-----"
+    block = b"-----BEGIN" + pair_pem.partition(b"-----BEGIN")[2].partition(end)[0] + end
+    return sha256_hex(ssl.PEM_cert_to_DER_cert(block.decode(errors="replace")))
 
 
 def _ask(operation: str, *arguments: str | None) -> list[object]:

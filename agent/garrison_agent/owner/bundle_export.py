@@ -6,6 +6,7 @@ Sending changes nothing: rows stay until a receipt covers them, and go again by 
 from __future__ import annotations
 
 import base64
+import logging
 from collections.abc import Callable
 from datetime import datetime
 from typing import Protocol
@@ -18,9 +19,11 @@ from garrison_agent.owner.certificate import Certificate
 from garrison_agent.owner.uplink import Uplink
 from garrison_protocol import bundle
 from garrison_protocol.bundle import HomeRequest, Kind
-from garrison_protocol.errors import InvalidError
+from garrison_protocol.errors import GarrisonError, InvalidError
 from garrison_protocol.messages.enrolment import RenewRequest, RenewResponse
 from garrison_protocol.states import Stream
+
+_log = logging.getLogger(__name__)
 
 _NUMBER = "renewal.number"
 _STREAMS = (Stream.AUDIT, Stream.TELEMETRY)
@@ -84,12 +87,19 @@ class BundleExport:
         return ExportPage(device=self._device, files=[], next=None)
 
     def _first(self) -> ExportPage:
-        renew = self._renewal() if self._certificate.due else None
+        renew, refused = None, None
+        if self._certificate.due:
+            try:
+                renew = self._renewal()
+            except GarrisonError as error:  # the record goes home without it
+                refused = error.code
+                _log.error("no request for a certificate: %s. %s", error, error.hint)
         request = HomeRequest(nonce=self._anchors.carried_nonce(), renew=renew)
         heads = {name: head.seq - head.acked for name, head in self._journal.heads().items()}
-        self._journal.append(
-            Stream.AUDIT, "bundle.exported", {"nonce": request.nonce, "renew": renew is not None, **heads}
-        )
+        facts: dict[str, str | int | bool | None] = {"nonce": request.nonce, "renew": renew is not None, **heads}
+        if refused is not None:
+            facts["renew_error"] = refused
+        self._journal.append(Stream.AUDIT, "bundle.exported", facts)
         status, report = self._uplink.sealed_state()
         files = [
             _file(bundle.home_path(self._device, Kind.STATUS), status),

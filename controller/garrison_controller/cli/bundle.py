@@ -127,6 +127,7 @@ def _copy(
         for sha256, length in blobs.items():
             if not stick.same(bundle.blob_path(sha256), sha256, length):
                 missing[sha256] = length
+                stick.remove(bundle.blob_path(sha256))  # damaged, or cut off: its room is needed for the whole one
             progress.advance(checking, length)
         _check_room(stick, files, missing)
         _forget(stick, set(files))
@@ -141,7 +142,7 @@ def _copy(
 
 def _check_room(stick: Stick, files: dict[str, bytes], missing: dict[str, int]) -> None:
     """Refuse what cannot fit before anything is written."""
-    replaced = sum(stick.size(path) or 0 for path in (*files, *map(bundle.blob_path, missing)))
+    replaced = sum(stick.size(path) or 0 for path in files)
     needed = sum(map(len, files.values())) + sum(missing.values()) + ROOM_BYTES
     free = stick.free_bytes()
     if needed > free + replaced:

@@ -184,6 +184,16 @@ def test_a_key_that_does_not_fit_is_no_pair(identity: Identity, tmp_path: Path) 
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(identity.folders.tls_pair)
 
 
+def test_a_note_that_heads_another_certificate_is_not_believed(identity: Identity) -> None:
+    renewal, pair = renewing(identity, over_http(identity)), identity.folders.tls_pair
+    renewal.renew()
+    note, _, first = pair.read_bytes().partition(b"\n")
+    known = renewal.read()
+    assert known is not None
+    pair.write_bytes(note.replace(known[0].encode(), b"ab" * 32) + b"\n" + first)
+    assert renewal.read() == known
+
+
 def test_what_a_cut_off_write_left_is_removed(identity: Identity) -> None:
     folders = Folders(identity.state_dir)
     (folders.identity / ".tls.pem.abc.tmp").write_bytes(b"a private key")

@@ -95,6 +95,7 @@ class Rig:
         """The answer to every nonce."""
         self.answers: list[bytes] = []
         self.asked = 0
+        self.renewals = FakeRenewals()
         self.enrolment_anchor: tuple[str, bytes] | None = None
         self.free_bytes: FreeBytes = free_bytes
         self.start()
@@ -120,7 +121,7 @@ class Rig:
             broker=lambda: "broker:8883",
             renew=self.renew,
             pin_server_ca=self.pin_server_ca,
-            renewals=FakeRenewals(),
+            renewals=self.renewals,
             plugged=self.plugged,
             ask_anchor=self.answer,
             enrolment_anchor=lambda: self.enrolment_anchor,

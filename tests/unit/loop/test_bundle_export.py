@@ -9,7 +9,7 @@ from garrison_agent.api.commands import ExportPage, GetExport
 from garrison_protocol import bundle
 from garrison_protocol.bundle import HomeRequest, Kind
 from garrison_protocol.envelope import unseal
-from garrison_protocol.errors import InvalidError
+from garrison_protocol.errors import InvalidError, UnavailableError
 from garrison_protocol.messages.report import Status
 from garrison_protocol.messages.streams import Batch
 from garrison_protocol.states import Stream
@@ -77,6 +77,16 @@ def test_a_certificate_is_asked_for_when_it_is_due_with_growing_numbers(rig: Rig
         assert found is not None
         numbers.append(int(found[1]))
     assert numbers[1] > numbers[0] >= int(rig.clock.wall_s) - 1
+
+
+def test_a_certificate_that_cannot_be_asked_for_keeps_nothing_else_at_home(rig: Rig) -> None:
+    rig.work.offline_now = rig.controller_silent = True
+    rig.clock.forward(29 * 86400)
+    rig.renewals.error = UnavailableError("certificate.process_failed", "no memory", retryable=True)
+    files = export(rig)
+    assert request(files).renew is None
+    assert any("/audit/" in path for path in files)
+    assert rig.headers("bundle.exported")[-1]["renew_error"] == "certificate.process_failed"
 
 
 @pytest.mark.parametrize("cursor", ["audit", "audit:", "audit:-1", "other:1", "audit:" + "1" * 17])

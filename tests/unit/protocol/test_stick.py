@@ -92,6 +92,16 @@ def test_a_full_stick_is_named_so(stick: Stick, tmp_path: Path, monkeypatch: pyt
         stick.write("bundle.json", [b"{}"])
     assert refused.value.code == "bundle.no_room"
     assert "FAT32" in refused.value.hint
+    assert list(tmp_path.rglob("*.part")) == []
+
+
+def test_what_a_killed_write_left_goes_with_the_file(stick: Stick, tmp_path: Path) -> None:
+    stick.write("bundle.json", [b"{}"])
+    (left,) = (path.with_name("bundle.json.part") for path in tmp_path.rglob("bundle.json"))
+    left.write_bytes(b"{")
+    stick.remove("bundle.json")
+    assert not left.exists()
+    assert stick.size("bundle.json") is None
 
 
 def _full(_descriptor: int) -> None:
