@@ -108,9 +108,9 @@ def use(config: ControllerConfig, database: Database, name: str, now: datetime, 
             probes.check_broker_admits(config, staged, now)
         old = pki.load_authority(config, name).key_pem(store.passphrase)
         pki.replace_file(store.folder / f"{name}.{OLD}.key", old, 0o600)
-        store.settle(name)
         with database.session() as session:
             record_event(session, now, CONTROLLER, "key.switch", name)
+        store.settle(name)  # last: until here a kill leaves the staged key, and all of this is done again
     device_ca, server_ca = (pki.load_authority(config, one) for one in (DEVICE_CA, SERVER_CA))
     pki.issue_own(config, device_ca, server_ca, now)
     return server_ca if name == SERVER_CA else device_ca

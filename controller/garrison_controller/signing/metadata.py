@@ -24,6 +24,8 @@ from garrison_protocol.fleet import FLEET_TARGET, MAX_FLEET_BYTES, Fleet, parse_
 from garrison_protocol.manifest import MAX_MANIFEST_BYTES, Manifest, parse_manifest, target_path
 
 MAX_ROOT_BYTES = 512_000
+UNFINISHED = ".new"
+"""What ends the name of a file that is being written."""
 MAX_TARGETS_BYTES = 5_000_000
 """What python-tuf's client accepts by default."""
 
@@ -216,7 +218,7 @@ def prefixed_path(target: TargetFile) -> str:
 def write_durable(path: Path, data: bytes) -> None:
     """Put ``data`` at ``path`` so that a power cut leaves either the old file or the whole new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".new")
+    temporary = path.with_name(path.name + UNFINISHED)
     with temporary.open("wb") as file:
         file.write(data)
         file.flush()

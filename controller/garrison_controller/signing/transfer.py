@@ -19,7 +19,7 @@ from pathlib import Path
 from tuf.api.metadata import Metadata, Root, Targets
 
 from garrison_controller.signing.families import TARGETS
-from garrison_controller.signing.metadata import MAX_TARGETS_BYTES, file_name, to_bytes, write_durable
+from garrison_controller.signing.metadata import MAX_TARGETS_BYTES, UNFINISHED, file_name, to_bytes, write_durable
 from garrison_controller.signing.verification import Verified, all_targets, verify_workspace
 from garrison_controller.signing.workspace import Workspace, first_root_sha256
 from garrison_protocol.errors import ConflictError, InvalidError, NotFoundError, RefusedError
@@ -247,6 +247,8 @@ def _folder_files(folder: Path) -> Iterator[tuple[str, bytes]]:
                 if path.is_symlink():
                     raise _refused(f"{path} is a link")
             for name in sorted(names):
+                if name.endswith(UNFINISHED):
+                    continue  # a write that was cut off left it; its whole file is there, or comes again
                 path = Path(at) / name
                 relative = path.relative_to(folder).as_posix()
                 if not path.is_file() or _KNOWN.fullmatch(relative) is None or path.stat().st_size > MAX_FILE_BYTES:

@@ -469,13 +469,14 @@ class Workspace:
 
     def propose(self, role: str, signed: Targets) -> None:
         """Put ``signed`` among what waits for signatures, unsigned, in place of an earlier draft of ``role``."""
-        self.drop_pending(role)
         self._write_pending(role, to_bytes(Metadata(signed)), signed.version)
+        self.drop_pending(role, but=signed.version)  # after it: a kill in between loses neither
 
-    def drop_pending(self, role: str) -> None:
-        """Forget the draft of ``role``."""
+    def drop_pending(self, role: str, *, but: int | None = None) -> None:
+        """Forget every draft of ``role``, or all ``but`` one version."""
         for version in _versions(self._pending, role):
-            (self._pending / file_name(role, version)).unlink()
+            if version != but:
+                (self._pending / file_name(role, version)).unlink()
 
     def record_published(self, role: str, version: int, data: bytes) -> None:
         """Keep a published metadata file and drop the pending one that it settles."""

@@ -198,3 +198,9 @@ def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
         with pytest.raises(GarrisonError) as caught:
             import_workspace(Workspace(tmp_path / "copy"), tmp_path / name, None, NOW)
         assert caught.value.code == code
+
+
+def test_what_a_cut_off_write_left_stays_behind(ceremony: Ceremony, tmp_path: Path) -> None:
+    (ceremony.workspace.folder / "metadata" / "2.targets.json.new").write_bytes(b'{"half')
+    with tarfile.open(archived(ceremony.workspace, tmp_path / "a.tar")) as archive:
+        assert not any(name.endswith(".new") for name in archive.getnames())

@@ -256,3 +256,20 @@ def test_the_review_hides_no_online_key_behind_another(ceremony: Ceremony) -> No
     assert f"{later(days=3):%Y-%m-%d}" in str(change.facts["changed director key"])
     assert change.facts["withdrawn receipt key"] == ceremony.online.receipt
     assert "new log key" not in change.facts
+
+
+def test_a_new_draft_is_there_before_the_old_one_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace = make_ceremony(tmp_path).workspace
+    draft = workspace.current_targets().signed
+    draft.version += 1
+
+    def killed(_workspace: Workspace, _role: str, **_but: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Workspace, "drop_pending", killed)
+    with pytest.raises(KeyboardInterrupt):
+        workspace.propose("targets", draft)
+    monkeypatch.undo()
+    pending = workspace.pending_targets()
+    assert pending is not None
+    assert pending.signed.version == draft.version
