@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import pytest
 from sqlalchemy import select
 
 from garrison_agent.adapters.mqtt import MqttLink
+from garrison_agent.https import Answer
 from garrison_agent.owner.jobs import IsCancelled, Report
 from garrison_agent.registry.fallback_source import FallbackSource, Route
 from garrison_agent.registry.windows import AHEAD_BYTES
@@ -72,6 +73,57 @@ def carrier(request: pytest.FixtureRequest, board: Target, tmp_path: Path) -> It
         yield https
 
 
+@pytest.fixture(params=["chunk list", "file"])
+def blob(request: pytest.FixtureRequest) -> str:
+    """The SHA-256 of one of the blobs that ``chat:2.0`` consists of."""
+    return FILE.sha256 if request.param == "file" else FILE.chunks_sha256
+
+
+def endless_for(carrier: Hostile, blob: str) -> None:
+    """Let this blob alone go on with zeros for ever, behind the bytes that it should have."""
+    if isinstance(carrier, HostileHttps):
+        server, opener = carrier.server, carrier.opener
+
+        def open_(path: str, headers: dict[str, str]) -> Answer:
+            server.endless = path.endswith(blob)
+            return opener(path, headers)
+
+        carrier.opener = open_  # type: ignore[assignment]
+        return
+    assert isinstance(carrier, HostileFrames)
+    whole = carrier.content.blobs[blob]
+
+    def go_on(fetch: Fetch, chunks: list[Chunk]) -> Iterable[Chunk]:
+        if fetch.sha256 != blob:
+            yield from chunks
+            return
+        end = fetch.offset + fetch.length
+        for at in range(fetch.offset, end, fetch.piece):
+            size = min(fetch.piece, end - at)
+            data = whole[at : at + size].ljust(size, b"\0")
+            yield Chunk(fetch.request, at, 2**60, ChunkStatus.DATA, data)
+
+    carrier.frames.tamper = go_on
+
+
+def stuck_for(carrier: Hostile, blob: str) -> None:
+    """Let the answer for this blob alone not go on."""
+    if isinstance(carrier, HostileHttps):
+        carrier.stuck()
+        carrier.server.hold = (blob, 10)
+        return
+    assert isinstance(carrier, HostileFrames)
+    carrier.frames.tamper = lambda fetch, chunks: [] if fetch.sha256 == blob else chunks
+
+
+def was_asked(carrier: Hostile, blob: str) -> bool:
+    """Tell whether the board ever asked for this blob."""
+    if isinstance(carrier, HostileHttps):
+        return any(path.endswith(f"/blobs/{blob}") for path, _ in carrier.server.requests)
+    assert isinstance(carrier, HostileFrames)
+    return any(fetch.kind is FetchKind.BLOB and fetch.sha256 == blob for fetch in carrier.frames.asked)
+
+
 def deploy_refused(board: Target) -> str | None:
     """Desire ``chat:2.0``; assert that nothing of it is installed and 1.0 serves; return the code that is shown."""
     served, running = board.served, board.models.running
@@ -93,22 +145,33 @@ def test_endless_data_in_place_of_metadata(board: Target, carrier: Hostile) -> N
         tracemalloc.stop()
 
 
-def test_endless_data_in_place_of_a_model(board: Target, carrier: Hostile) -> None:
-    """Endless data: a model file, and the list of its chunks, go on and on behind their signed length."""
+def test_endless_data_in_place_of_a_model(board: Target, carrier: Hostile, blob: str) -> None:
+    """Endless data: a model file, or the list of its chunks, goes on and on behind its signed length."""
     board.look()
-    carrier.endless()
+    endless_for(carrier, blob)
     tracemalloc.start()
     try:
-        assert deploy_refused(board) in ("source.too_long", "download.too_long", "download.digest_mismatch")
+        assert deploy_refused(board) == "download.too_long"
+        assert was_asked(carrier, blob)
         assert tracemalloc.get_traced_memory()[1] < 3 * AHEAD_BYTES
     finally:
         tracemalloc.stop()
 
 
-def test_slow_retrieval_of_metadata_and_models(board: Target, carrier: Hostile) -> None:
+def test_slow_retrieval_of_metadata(board: Target, carrier: Hostile) -> None:
     """Slow retrieval: no answer ever goes on, to keep a board at its old model without a word."""
     carrier.stuck()
     assert deploy_refused(board) == "source.unreachable"
+    assert board.state == "WAITING"
+    assert board.headers("deployment.waiting")[-1]["code"] == "source.unreachable"
+
+
+def test_slow_retrieval_of_a_model(board: Target, carrier: Hostile, blob: str) -> None:
+    """Slow retrieval: metadata comes as ever, but a model file, or the list of its chunks, never goes on."""
+    board.look()
+    stuck_for(carrier, blob)
+    assert deploy_refused(board) == "source.unreachable"
+    assert was_asked(carrier, blob)
     assert board.state == "WAITING"
     assert board.headers("deployment.waiting")[-1]["code"] == "source.unreachable"
 
@@ -158,14 +221,16 @@ def test_a_malicious_mirror_of_models(board: Target, carrier: Hostile) -> None:
     assert deploy_refused(board) == "download.digest_mismatch"
 
 
-def test_arbitrary_bytes_in_place_of_everything(board: Target, carrier: Hostile) -> None:
-    """Arbitrary bytes: random data is sent for every metadata file and every blob."""
+def test_arbitrary_bytes_in_place_of_everything(board: Target, carrier: Hostile, blob: str) -> None:
+    """Arbitrary bytes: random data is sent for every metadata file, then for a model file or the list of its chunks."""
+    honest = dict(carrier.content.metadata)
     with board.refusing_metadata("registry.damaged"):
         for number, name in enumerate(carrier.content.metadata):
             carrier.content.metadata[name] = noise(3000, seed=number)
-    for number, sha256 in enumerate(carrier.content.blobs):
-        carrier.content.blobs[sha256] = noise(len(carrier.content.blobs[sha256]), seed=number)
-    deploy_refused(board)
+    carrier.content.metadata.update(honest)
+    carrier.content.blobs[blob] = noise(len(carrier.content.blobs[blob]))
+    assert deploy_refused(board) == "download.digest_mismatch"
+    assert was_asked(carrier, blob)
 
 
 # --- the broker, without TLS of the controller's in between ---

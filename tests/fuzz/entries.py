@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -81,24 +81,52 @@ class Found(Exception):  # noqa: N818 - a finding, not an error of the program
     """The reader broke a promise on this input."""
 
 
+READ = "read"
+"""The outcome of a block that took its input."""
+_RECORDINGS: list[list[str]] = []
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[list[str]]:
+    """Collect the outcome of each ``only_coded`` block within, in their order: ``READ``, or why it refused."""
+    outcomes: list[str] = []
+    _RECORDINGS.append(outcomes)
+    try:
+        yield outcomes
+    finally:
+        _RECORDINGS.pop()
+
+
+def _record(outcome: str) -> None:
+    for outcomes in _RECORDINGS:
+        outcomes.append(outcome)
+
+
 @contextlib.contextmanager
 def only_coded(*others: type[Exception]) -> Iterator[None]:
     """Let the block refuse its input with a coded error (or one of ``others``); anything else is a finding."""
     try:
         yield
     except GarrisonError as error:
-        if _CODE.fullmatch(error.code) is None:
-            raise Found(f"a code like no other: {error.code!r}") from error
-        json.dumps(error.to_dict()).encode()
-        error.message.encode()  # half a surrogate pair would end a log line, an audit entry, or a report
-        if len(error.message) > MAX_MESSAGE_LENGTH:
-            raise Found(f"{error.code}: a message of {len(error.message)} characters") from error
-    except others:
-        return
+        _check_error(error)
+        _record(error.code)
+    except others as error:
+        _record(type(error).__name__)
     except Found:
         raise
     except Exception as error:
         raise Found(f"{type(error).__name__}: {error}") from error
+    else:
+        _record(READ)
+
+
+def _check_error(error: GarrisonError) -> None:
+    if _CODE.fullmatch(error.code) is None:
+        raise Found(f"a code like no other: {error.code!r}") from error
+    json.dumps(error.to_dict()).encode()
+    error.message.encode()  # half a surrogate pair would end a log line, an audit entry, or a report
+    if len(error.message) > MAX_MESSAGE_LENGTH:
+        raise Found(f"{error.code}: a message of {len(error.message)} characters") from error
 
 
 MAX_MESSAGE_LENGTH = 20_000
@@ -196,9 +224,11 @@ def read_chunk(data: bytes) -> None:
     with only_coded():
         chunk = fetch.unpack_chunk(data)
         _promise(fetch.pack_chunk(chunk) == data, "a frame changes when it is written again")
+    refusal: fetch.FetchRefusal | None = None
     with only_coded(ValueError):  # pydantic's ValidationError, which whoever asked expects
         refusal = fetch.FetchRefusal.model_validate_json(data)
-        raise GarrisonError(refusal.code, refusal.message, hint=refusal.hint)
+    if refusal is not None:  # outside: what cannot be encoded is a ValueError too
+        _check_error(GarrisonError(refusal.code, refusal.message, hint=refusal.hint))
 
 
 def read_enrolment(data: bytes) -> None:
@@ -342,7 +372,7 @@ def read_metadata(data: bytes) -> None:
     honest = registry()
     metadata, targets = dict(honest.content.metadata), dict(honest.content.targets)
     if name == "target":
-        targets = dict.fromkeys(targets, rest)
+        targets |= {(sha256, path): rest for sha256, path in targets if path == honest.wanted}
     else:
         metadata[name] = rest
     _try_refresh(RegistryContent(metadata, targets, {}))
@@ -485,13 +515,13 @@ def read_openai(data: bytes) -> None:
     with only_coded():
         parse_object(data)
     for model in (ChatRequest, CompletionRequest, ScoreRequest):
-        with only_coded():
+        with only_coded(ApiError):
             try:
                 parsed = parse_request(model, data)
             except ApiError as error:
                 json.dumps(error.body()).encode()
                 error.message.encode()
-                continue
+                raise
             if isinstance(parsed, ChatRequest | CompletionRequest):
                 parsed.options(None)
                 _ = parsed.include_usage
@@ -538,10 +568,20 @@ def tell_board(data: bytes) -> None:
             topic = topics.down(DEVICE, topics.Down.RECEIPT if kind == "receipt" else topics.Down.DESIRED)
             board.receive(topic, body if choice >= 128 else envelope.seal(kind, body, key))
             board.forward(5)
+            refused = set(board.parts.inbound.refused)
             board.restart()
             board.connect()
         finally:
             board.database.close()
+        if kind == anchor.ANCHOR_KIND:
+            refused.discard("envelope.kind_unexpected")  # as a message; as an answer to a nonce it is due
+        _refused_inside(refused)
+
+
+def _refused_inside(codes: Collection[str]) -> None:
+    """Raise what a whole side did not raise, but count."""
+    for code in sorted(codes):
+        raise GarrisonError(code, "refused and counted")
 
 
 @cache
@@ -555,9 +595,13 @@ def tell_controller(data: bytes) -> None:
     choice, body = (data[0], data[1:]) if data else (0, b"")
     fleet, _ = _controller()
     board, kind = fleet.boards[DEVICE], list(topics.Up)[choice % len(topics.Up)]
+    before = fleet.refusals()
     with only_coded():
         payload = body if choice >= 128 else envelope.seal(kind.value, body, board.key)
         fleet.ingest.handle(topics.up(DEVICE, kind), payload)
+        _refused_inside(
+            {code for (sender, code), count in fleet.refusals().items() if count > before.get((sender, code), 0)}
+        )
     _promise((DEVICE, "message.handler_failed") not in fleet.refusals(), "the handler met what it did not expect")
 
 

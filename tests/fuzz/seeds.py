@@ -19,25 +19,31 @@ from garrison_protocol import bundle, envelope, topics
 from garrison_protocol.keys import SigningKey
 from garrison_protocol.messages import anchor, desired, fetch, report, streams
 from garrison_protocol.messages.base import Message, encode
-from garrison_protocol.messages.enrolment import EnrolmentString, EnrolRequest, RenewResponse
+from garrison_protocol.messages.enrolment import (
+    EnrolmentString,
+    EnrolRequest,
+    OfflineRequest,
+    OfflineResponse,
+    RenewRequest,
+    RenewResponse,
+    SessionRequest,
+)
 from garrison_protocol.states import KeyPurpose, Stream
+from tests.fakes.board_ports import FakeClock
 from tests.fakes.packages import make_package
 from tests.fuzz.entries import DEVICE, FILES, MESSAGES, NONCE, ROLES, enrolled, registry
 from tests.unit.loop.rig import DIRECTOR, entry, fleet_json
 from tests.unit.rollouts.fleet import FakeBoard
 
 PACKAGE = make_package()
-INFER = {
-    "id": "1",
-    "inputs": [
-        {"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [[1.5, 2]]},
-        {"name": "n", "shape": [2], "datatype": "INT8", "data": [1, -128]},
-        {"name": "s", "shape": [1], "datatype": "BYTES", "data": ["text"]},
-        {"name": "b", "shape": [1], "datatype": "BOOL", "data": [True]},
-        {"name": "u", "shape": [1], "datatype": "UINT64", "data": [18446744073709551615]},
-    ],
-    "outputs": [{"name": "y"}],
-}
+INPUTS = [
+    {"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [[1.5, 2]]},
+    {"name": "n", "shape": [2], "datatype": "INT8", "data": [1, -128]},
+    {"name": "s", "shape": [1], "datatype": "BYTES", "data": ["text"]},
+    {"name": "b", "shape": [1], "datatype": "BOOL", "data": [True]},
+    {"name": "u", "shape": [1], "datatype": "UINT64", "data": [18446744073709551615]},
+]
+INFER = {"id": "1", "inputs": INPUTS, "outputs": [{"name": "y"}]}
 CHAT = {
     "model": "chat",
     "messages": [{"role": "user", "content": [{"type": "text", "text": "hello"}]}, {"role": "user", "content": "x"}],
@@ -74,11 +80,21 @@ def bodies() -> dict[str, bytes]:
         "receipt": streams.Receipt(device=DEVICE, stream=Stream.AUDIT, epoch="0" * 16, up_to=1, hash=digest),
         "desired": desired.Desired(device=DEVICE, counter=1, aliases=(entry(PACKAGE.ref, soak_s=1.5),)),
         "anchor": anchor.Anchor(
-            device=DEVICE, nonce="0" * 32, time=1, streams={"audit": anchor.Committed(epoch="0" * 16, seq=1)}
+            device=DEVICE,
+            nonce="0" * 32,
+            time=int(FakeClock().wall_s),
+            streams={"audit": anchor.Committed(epoch="0" * 16, seq=1)},
         ),
         "fetch": fetch.Fetch(device=DEVICE, request="0" * 16, kind=fetch.FetchKind.BLOB, sha256=digest),
     }
     return {kind: encode(messages[kind]) for kind in MESSAGES}
+
+
+def telemetry() -> bytes:
+    """Return an honest batch of telemetry: the other stream that batches bring."""
+    board = FakeBoard(DEVICE)
+    board.measure()
+    return encode(board.batch(stream=Stream.TELEMETRY))
 
 
 @cache
@@ -87,6 +103,17 @@ def seeds() -> Mapping[str, tuple[bytes, ...]]:
     honest, of_kind = registry(), bodies()
     line = EnrolmentString(url="https://x:1", token="t", root_sha256="0" * 64, server_ca_sha256="0" * 64)
     request = EnrolRequest(token="t", csr_pem="pem", identity="0" * 64, proof="0" * 128)
+    offline = OfflineRequest(csr_pem="pem", identity="0" * 64, proof="0" * 128, nonce="0" * 32)
+    answer = OfflineResponse(
+        device=DEVICE,
+        url="https://x:1",
+        certificate_pem="pem",
+        mqtt_host="x",
+        mqtt_port=1,
+        root="{}",
+        server_ca_pem="pem",
+        anchor="{}",
+    )
     refusal = fetch.FetchRefusal(code="device.revoked", message="no", hint="ask", status=403)
     frame = fetch.pack_chunk(fetch.Chunk("0" * 16, 0, 4, fetch.ChunkStatus.DATA, b"data"))
     names = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, DEVICE)])
@@ -110,7 +137,12 @@ def seeds() -> Mapping[str, tuple[bytes, ...]]:
         "enrolment": (
             line.encode().encode(),
             line.encode().removeprefix("garrison-enroll:").encode(),
+            line.model_dump_json().encode(),
             request.model_dump_json().encode(),
+            SessionRequest(device=DEVICE, nonce="n", proof="0" * 128).model_dump_json().encode(),
+            RenewRequest(device=DEVICE, nonce="n", csr_pem="pem", proof="0" * 128).model_dump_json().encode(),
+            offline.model_dump_json().encode(),
+            answer.model_dump_json().encode(),
         ),
         "bundle": (
             b"metadata/3.family-smollm.json",
@@ -127,9 +159,9 @@ def seeds() -> Mapping[str, tuple[bytes, ...]]:
             b"\x02" + enrolled().certificate,
         ),
         "metadata": tuple(bytes([place]) + data for place, data in enumerate(files)),
-        "resigned": tuple(bytes([role, place]) + b"1" for role in range(4) for place in (0, 7, 20)),
+        "resigned": tuple(_other_end(role) for role in range(len(ROLES))),
         "cache": (trusted,),
-        "infer": (json.dumps(INFER).encode(), json.dumps({"inputs": INFER["inputs"][:1]}).encode()),
+        "infer": (json.dumps(INFER).encode(), *(json.dumps({"inputs": [one]}).encode() for one in INPUTS)),
         "openai": (
             json.dumps(CHAT).encode(),
             json.dumps({"model": "m", "prompt": ["text"], "max_tokens": 5}).encode(),
@@ -142,10 +174,19 @@ def seeds() -> Mapping[str, tuple[bytes, ...]]:
             b"\x02" + of_kind["anchor"].replace(b"0" * 32, NONCE),
         ),
         "controller": tuple(
-            bytes([place]) + of_kind.get(kind.value, of_kind["audit"]) for place, kind in enumerate(topics.Up)
+            bytes([place]) + (telemetry() if kind is topics.Up.TELEMETRY else of_kind[kind.value])
+            for place, kind in enumerate(topics.Up)
         ),
     }
 
+
+MUST_REFUSE: Mapping[tuple[str, int], str] = {
+    ("envelope", 0): "envelope.bad_signature",  # its signer is not the one whose key the reader looks up
+    ("topic", 2): "topic.unknown",  # of no board: who subscribes to it compares it whole
+    **{("renewal", place): "renewal.wrong_certificate" for place in range(3)},  # nobody certifies the board's new key
+    ("controller", 4): "topic.unexpected",  # this controller answers no fetches
+}
+"""Honest inputs, by entry and place, that their readers must refuse all the same, and how."""
 
 ODD: tuple[object, ...] = (
     None,
@@ -215,6 +256,15 @@ def resigned_everywhere() -> Iterator[bytes]:
         for place in range(_places(json.dumps(signed).encode())):
             for value in WORST:
                 yield bytes([role, place]) + json.dumps(value).encode()
+
+
+def _other_end(role: int) -> bytes:
+    """Return an input of ``resigned`` that is as good as what it changes: the role's metadata ends at another time."""
+    signed = json.loads(registry().content.metadata[FILES[role]])["signed"]
+    places: list[tuple[Any, Any]] = []
+    _walk(signed, places)
+    place = next(at for at, (node, key) in enumerate(places) if node is signed and key == "expires")
+    return bytes([role, place]) + b'"2099-01-01T00:00:00Z"'
 
 
 def _places(data: bytes) -> int:

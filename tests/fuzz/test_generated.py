@@ -5,17 +5,26 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 
-from tests.fuzz.entries import ENTRIES
+from tests.fuzz.entries import ENTRIES, READ, recorded
 from tests.fuzz.profile import FAST, SLOW, bounded_memory
-from tests.fuzz.seeds import ODD, WORST, near, odd_everywhere, resigned, resigned_everywhere, seeds
+from tests.fuzz.seeds import MUST_REFUSE, ODD, WORST, near, odd_everywhere, resigned, resigned_everywhere, seeds
 
 ON_DISK = {"metadata", "resigned", "cache", "board", "controller"}
 
 
 @pytest.mark.parametrize("name", ENTRIES)
 def test_every_entry_takes_its_honest_inputs(name: str) -> None:
-    for data in seeds()[name]:
-        ENTRIES[name](data)
+    taken = []
+    for place, data in enumerate(seeds()[name]):
+        with recorded() as outcomes:
+            ENTRIES[name](data)
+        if (name, place) in MUST_REFUSE:
+            assert outcomes == [MUST_REFUSE[name, place]]
+        else:
+            assert READ in outcomes, (place, outcomes)
+            taken.append(outcomes)
+    for block, outcomes_of_block in enumerate(zip(*taken, strict=True)):
+        assert READ in outcomes_of_block, f"block {block} takes no honest input"
 
 
 @pytest.mark.parametrize("name", ENTRIES)
