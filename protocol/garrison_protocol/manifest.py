@@ -19,6 +19,8 @@ from garrison_protocol.states import DeviceType, Engine
 CHUNK_SIZE = 256 * 1024
 MAX_MANIFEST_BYTES = 1024 * 1024
 MAX_FILE_BYTES = 1 << 40
+EMBEDDING_TASKS = frozenset({"feature-extraction", "text-embedding", "embeddings"})
+"""A text model of such a task answers with vectors."""
 
 
 class _Part(BaseModel):
@@ -152,7 +154,21 @@ class LabelCase(_Part):
     min_score: float = 0.0
 
 
-EvaluationCase = Annotated[ChoiceCase | GenerateCase | LabelCase, Field(discriminator="kind")]
+class SimilarityCase(_Part):
+    """Passes when the embedding of ``anchor`` is more similar to that of ``closer`` than to that of ``farther``.
+
+    Similar is the cosine; it must be higher by more than ``margin``.
+    """
+
+    kind: Literal["similarity"] = "similarity"
+    id: Name
+    anchor: str = Field(min_length=1)
+    closer: str = Field(min_length=1)
+    farther: str = Field(min_length=1)
+    margin: float = Field(default=0.0, ge=0, le=2, allow_inf_nan=False)
+
+
+EvaluationCase = Annotated[ChoiceCase | GenerateCase | LabelCase | SimilarityCase, Field(discriminator="kind")]
 
 
 class Evaluation(_Part):
@@ -247,6 +263,10 @@ class Manifest(_Part):
             if low <= self.parameter_count < high:
                 return name
         return ""
+
+    def makes_embeddings(self, variant: Variant) -> bool:
+        """Tell whether ``variant`` answers with vectors instead of text."""
+        return self.task in EMBEDDING_TASKS or variant.model_settings.get("embedding") is True
 
     def variant(self, name: str) -> Variant | None:
         """Return the variant called ``name``, or None."""

@@ -12,12 +12,15 @@ from garrison_controller.audit.tables import StreamRow
 from garrison_controller.telemetry.rules import Sample, sample
 from garrison_protocol.states import Stream
 
+SAMPLE_KIND = "sample"
+"""Rows of what the board measured of itself; others of the stream hold histograms (docs/protocol.md, "Telemetry")."""
+
 
 def samples(session: Session, device: str, *, since_ms: int | None, limit: int) -> list[Sample]:
     """Return the board's newest samples by its own clock, the oldest of them first."""
     statement = (
         select(StreamRow)
-        .where(StreamRow.device_id == device, StreamRow.stream == Stream.TELEMETRY)
+        .where(StreamRow.device_id == device, StreamRow.stream == Stream.TELEMETRY, StreamRow.kind == SAMPLE_KIND)
         .order_by(StreamRow.time_ms.desc(), StreamRow.seq.desc())
         .limit(limit)
     )
