@@ -58,7 +58,11 @@ async def read_body(receive: Receive) -> bytes:
 
 async def send_json(send: Send, status: int, value: object, headers: tuple[tuple[bytes, bytes], ...] = ()) -> None:
     """Send ``value`` as the whole answer."""
-    body = json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+    await send_body(send, status, json.dumps(value, separators=(",", ":"), allow_nan=False).encode(), headers)
+
+
+async def send_body(send: Send, status: int, body: bytes, headers: tuple[tuple[bytes, bytes], ...] = ()) -> None:
+    """Send ``body``, which is JSON, as the whole answer."""
     await send(
         {
             "type": "http.response.start",

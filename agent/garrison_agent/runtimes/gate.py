@@ -15,8 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from garrison_agent.runtimes.patterns import pattern_matches
-from garrison_agent.runtimes.scoring import accuracy, choice_passes, label_passes
-from garrison_protocol.manifest import ChoiceCase, Evaluation, EvaluationCase, GenerateCase, LabelCase
+from garrison_agent.runtimes.scoring import accuracy, choice_passes, label_passes, similarity_passes
+from garrison_protocol.manifest import (
+    ChoiceCase,
+    Evaluation,
+    EvaluationCase,
+    GenerateCase,
+    LabelCase,
+    SimilarityCase,
+)
 from garrison_protocol.messages.desired import GateLimits
 from garrison_protocol.messages.report import EvaluationSummary
 
@@ -24,6 +31,7 @@ CASE_TIMEOUT_S = 300.0
 """For one case: a board may read a long prompt at ten tokens a second."""
 _SPEED_PROMPT = "Write a short story about a lighthouse keeper and a storm."
 _SPEED_TOKENS = 48
+_MAX_HEALTH_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -81,7 +89,7 @@ def run_gate(
             _run_case(socket_path, model_id, case, tally)
         if cancelled():
             raise _CancelledError
-        if any(not isinstance(case, LabelCase) for case in evaluation.cases):
+        if any(isinstance(case, ChoiceCase | GenerateCase) for case in evaluation.cases):
             _time_generation(socket_path, tally)
         failure = _judge(evaluation, limits, tally, rss_mb)
     except _CancelledError:
@@ -161,6 +169,11 @@ def _try_case(socket_path: Path, model_id: str, case: EvaluationCase) -> tuple[b
             outputs = _field(_post(socket_path, f"/internal/v2/models/{name}/infer", request), "outputs")
             scores = _field(_field(outputs, 0), "data")
             return label_passes(case, scores), f"index {case.expected_index} is not the highest, or not high enough"
+        case SimilarityCase():
+            texts = [case.anchor, case.closer, case.farther]
+            data = _field(_post(socket_path, "/internal/v1/embeddings", {"input": texts}), "data")
+            vectors = [_field(_field(data, index), "embedding") for index in range(len(texts))]
+            return similarity_passes(case, vectors), "the closer text is not more similar, or not by enough"
 
 
 def _time_generation(socket_path: Path, tally: _Tally) -> None:
@@ -201,6 +214,19 @@ def _field(value: Any, key: str | int) -> Any:
         return value[key]
     except (LookupError, TypeError) as error:
         raise ValueError(f"the answer holds no {key!r}") from error
+
+
+def read_health(socket_path: Path, timeout_s: float) -> dict[str, object] | None:
+    """Return what a worker says of itself, None if it does not answer, sensibly and in time."""
+    connection = UnixConnection(socket_path, timeout_s)
+    try:
+        connection.request("GET", "/health")
+        health = json.loads(connection.getresponse().read(_MAX_HEALTH_BYTES))
+    except (OSError, http.client.HTTPException, ValueError):
+        return None
+    finally:
+        connection.close()
+    return health if isinstance(health, dict) else None
 
 
 class UnixConnection(http.client.HTTPConnection):

@@ -10,11 +10,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
 
+from garrison_agent.runtimes.cgroups import Group, Groups
 from garrison_agent.runtimes.spec import WorkerSpec, encode_order
 from garrison_agent.runtimes.status import (
     MAX_LINE_BYTES,
@@ -37,6 +39,8 @@ _ENVIRONMENT = {
     "ORT_DISABLE_TELEMETRY": "1",
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
+    # A crash in llama.cpp would start a debugger, if there is one, which takes seconds and prints what it finds.
+    "GGML_NO_BACKTRACE": "1",
 }
 _EXIT_GRACE_S = 10.0
 """How long a worker that closed its status pipe may take to end by itself."""
@@ -49,8 +53,13 @@ class Worker:
     own (or from ``start`` itself when nothing could be started), so ``on_event`` must only pass them on. Use once.
     """
 
-    def __init__(self, spec: WorkerSpec, on_event: Callable[[WorkerEvent], None]) -> None:
+    def __init__(self, spec: WorkerSpec, on_event: Callable[[WorkerEvent], None], groups: Groups | None = None) -> None:
+        """``groups`` gives the child a control group for ``spec.limits``; without one it limits itself."""
         self.spec = spec
+        self._groups = groups
+        self._group: Group | None = None
+        self._killed_for: tuple[str, str] | None = None
+        self._oom_kills = 0
         self._on_event = on_event
         self._process: subprocess.Popen[bytes] | None = None
         self._stopping = threading.Event()
@@ -87,6 +96,9 @@ class Worker:
     def _spawn(self, opened: contextlib.ExitStack, descriptors: tuple[int, ...]) -> int:
         """Start the child and return our end of its status pipe."""
         self.spec.socket.unlink(missing_ok=True)
+        self._oom_kills = oom_kills()
+        if self._groups is not None:
+            self._group = self._groups.make(self.spec.limits)
         reading, writing = os.pipe()
         opened.callback(os.close, writing)
         try:
@@ -103,11 +115,14 @@ class Worker:
             )
         except OSError:
             os.close(reading)
+            if self._group is not None:
+                self._group.remove()
             raise
         assert self._process.stdin is not None
         # A child that died at once is reported by the reader, not here.
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(encode_order(self.spec, descriptors, writing))
+            group = None if self._group is None else str(self._group.path)
+            self._process.stdin.write(encode_order(self.spec, descriptors, writing, group))
         return reading
 
     def stop(self, grace_s: float = 5.0) -> None:
@@ -129,6 +144,13 @@ class Worker:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
 
+    def kill_stalled(self, message: str) -> None:
+        """End the child at once because it does not get on; its end then counts as a crash, for this reason."""
+        self._killed_for = ("worker.stalled", message)
+        if self._process is not None and not self._gone.is_set():
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+
     def wait(self, timeout_s: float) -> bool:
         """Wait until the child is gone and ``Exited`` was delivered; tell whether it is."""
         return self._gone.wait(timeout_s)
@@ -137,6 +159,11 @@ class Worker:
         """Return the child's resident memory in MiB now, None when it is gone."""
         pid = self.pid
         return None if pid is None else resident_mb(pid)
+
+    def peak_mb(self) -> int | None:
+        """Return the most memory, in MiB, that the child has held at once since it was ready; None when it is gone."""
+        pid = self.pid
+        return None if pid is None else peak_mb(pid)
 
     def _kill_after(self, grace_s: float) -> None:
         if not self._gone.wait(grace_s):
@@ -169,10 +196,27 @@ class Worker:
         if self._process.stdin is not None:
             self._process.stdin.close()
         self.spec.socket.unlink(missing_ok=True)
+        end = self._explain(returncode)
         if not answered and not self._stopping.is_set():
-            self._on_event(Failed("model.load_failed", f"the worker {_ending(returncode)} before it was ready"))
-        self._on_event(Exited(returncode))
+            code = end.code if end.code == "worker.out_of_memory" else "model.load_failed"
+            self._on_event(Failed(code, f"the worker {_ending(returncode)} before it was ready"))
+        self._on_event(end)
         self._gone.set()
+
+    def _explain(self, returncode: int) -> Exited:
+        """Return how the child ended, as far as that can be known."""
+        out_of_memory = self._group is not None and self._group.out_of_memory
+        if self._group is not None:
+            self._group.remove()
+        if self._stopping.is_set():
+            return Exited(returncode)
+        if self._killed_for is not None:
+            return Exited(returncode, *self._killed_for)
+        if returncode == -signal.SIGKILL and (out_of_memory or oom_kills() > self._oom_kills):
+            return Exited(returncode, "worker.out_of_memory", "its worker was ended by the kernel, out of memory")
+        if returncode == -signal.SIGKILL:
+            return Exited(returncode, message="its worker was killed from outside (SIGKILL)")
+        return Exited(returncode, message=f"its worker {_ending(returncode)}")
 
 
 def resident_mb(pid: int | str) -> float | None:
@@ -183,6 +227,25 @@ def resident_mb(pid: int | str) -> float | None:
     except (OSError, IndexError):
         return None
     return pages * os.sysconf("SC_PAGE_SIZE") / (1024 * 1024)
+
+
+def peak_mb(pid: int | str) -> int | None:
+    """Return the peak of the resident memory of process ``pid`` in MiB, rounded up; None when it is gone."""
+    try:
+        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as status:
+            kib = next((int(line.split()[1]) for line in status if line.startswith("VmHWM:")), None)
+    except OSError:
+        return None
+    return None if kib is None else -(-kib // 1024)
+
+
+def oom_kills() -> int:
+    """Return how many processes the kernel has ended for want of memory since the board started."""
+    try:
+        with open("/proc/vmstat", encoding="ascii") as vmstat:
+            return next((int(line.split()[1]) for line in vmstat if line.startswith("oom_kill ")), 0)
+    except OSError:
+        return 0
 
 
 def _ending(returncode: int) -> str:

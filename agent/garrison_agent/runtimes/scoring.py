@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 
-from garrison_protocol.manifest import ChoiceCase, LabelCase
+from garrison_protocol.manifest import ChoiceCase, LabelCase, SimilarityCase
 
 
 def choice_passes(case: ChoiceCase, log_probabilities: Sequence[float | None]) -> bool:
@@ -31,6 +32,23 @@ def label_passes(case: LabelCase, scores: Sequence[float | int]) -> bool:
     expected = scores[case.expected_index]
     others = (score for index, score in enumerate(scores) if index != case.expected_index)
     return expected >= case.min_score and all(score < expected for score in others)
+
+
+def similarity_passes(case: SimilarityCase, vectors: Sequence[Sequence[float]]) -> bool:
+    """Tell whether the anchor is more similar to the closer text than to the farther one, by more than the margin.
+
+    ``vectors``: those of anchor, closer, and farther. Vectors of different lengths, without a direction, or with
+    what is no number fail the case.
+    """
+    if len(vectors) != 3 or len({len(vector) for vector in vectors}) != 1:
+        return False
+    closer, farther = _cosine(vectors[0], vectors[1]), _cosine(vectors[0], vectors[2])
+    return math.isfinite(closer) and math.isfinite(farther) and closer > farther + case.margin
+
+
+def _cosine(one: Sequence[float], other: Sequence[float]) -> float:
+    lengths = math.hypot(*one) * math.hypot(*other)
+    return sum(map(operator.mul, one, other)) / lengths if lengths else math.nan
 
 
 def accuracy(passed: int, cases: int) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from garrison_protocol.states import Engine
@@ -23,6 +23,14 @@ class WorkerFile:
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What a worker may take; 0: no limit. ``cpu_percent`` is of one core: 150 is one and a half."""
+
+    memory_mb: int = 0
+    cpu_percent: int = 0
+
+
+@dataclass(frozen=True)
 class WorkerSpec:
     """One model to run. ``files[0]`` is what the engine opens; ``model_id`` is ``<name>:<version>``.
 
@@ -37,6 +45,9 @@ class WorkerSpec:
     context_length: int
     parallel: int
     settings: Settings
+    execution_provider: str = ""
+    """Of ONNX Runtime: names in order of preference, with commas; empty: the CPU."""
+    limits: Limits = Limits()
 
 
 @dataclass(frozen=True)
@@ -67,6 +78,10 @@ class WorkerOrder:
     parallel: int
     settings: Settings
     status_descriptor: int
+    execution_provider: str = ""
+    limits: Limits = Limits()
+    group: str | None = None
+    """Folder of the control group that the worker joins before it does anything else; None: it has none."""
 
     @property
     def name(self) -> str:
@@ -79,7 +94,9 @@ class WorkerOrder:
         return self.model_id.partition(":")[2]
 
 
-def encode_order(spec: WorkerSpec, descriptors: tuple[int, ...], status_descriptor: int) -> bytes:
+def encode_order(
+    spec: WorkerSpec, descriptors: tuple[int, ...], status_descriptor: int, group: str | None = None
+) -> bytes:
     """Return the line that starts a worker; ``descriptors`` are those of ``spec.files``, in order."""
     order = {
         "model_id": spec.model_id,
@@ -94,6 +111,9 @@ def encode_order(spec: WorkerSpec, descriptors: tuple[int, ...], status_descript
         "parallel": spec.parallel,
         "settings": dict(spec.settings),
         "status_descriptor": status_descriptor,
+        "limits": asdict(spec.limits),
+        "group": group,
+        "execution_provider": spec.execution_provider,
     }
     return json.dumps(order, separators=(",", ":")).encode() + b"\n"
 
@@ -111,4 +131,7 @@ def decode_order(line: bytes) -> WorkerOrder:
         parallel=order["parallel"],
         settings=order["settings"],
         status_descriptor=order["status_descriptor"],
+        limits=Limits(**order["limits"]),
+        group=order["group"],
+        execution_provider=order["execution_provider"],
     )

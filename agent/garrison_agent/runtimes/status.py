@@ -22,7 +22,8 @@ class RequestRecord:
 
     ``ok`` tells whether an answer was given. ``error_code`` says why not, or ``inference.client_disconnected`` when
     the caller went away first. ``status`` is the HTTP status: 5xx is the model's fault, 4xx the caller's.
-    ``tokens_per_s`` covers generation after the first token.
+    ``tokens_per_s`` covers generation after the first token. ``app`` is who asked: an application's name, ``uid:<n>``,
+    or ``local``.
     """
 
     kind: RequestKind
@@ -34,6 +35,7 @@ class RequestRecord:
     duration_ms: float = 0.0
     tokens_per_s: float | None = None
     status: int = 200
+    app: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,10 @@ class Exited:
     """The worker is gone. A negative ``returncode`` is the signal that ended it; None: it never started."""
 
     returncode: int | None
+    code: str = "model.crashed"
+    """``worker.stalled`` or ``worker.out_of_memory`` where that is known to be why."""
+    message: str = ""
+    """How it ended; empty if it ended as asked."""
 
 
 @dataclass(frozen=True)

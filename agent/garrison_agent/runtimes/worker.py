@@ -15,6 +15,7 @@ import time
 import traceback
 from typing import Protocol, cast
 
+from garrison_agent.runtimes import limits
 from garrison_agent.runtimes.asgi import Application
 from garrison_agent.runtimes.process import resident_mb
 from garrison_agent.runtimes.spec import WorkerOrder, decode_order
@@ -27,8 +28,8 @@ EXIT_FAILED = 3
 EXIT_BUG = 70
 
 _ENGINES = {
-    Engine.LLAMA_CPP: ("garrison_agent.runtimes.llama_engine", "llama"),
-    Engine.ONNXRUNTIME: ("garrison_agent.runtimes.onnx_engine", "onnx"),
+    Engine.LLAMA_CPP: ("garrison_agent.runtimes.llama.engine", "llama"),
+    Engine.ONNXRUNTIME: ("garrison_agent.runtimes.tensors.engine", "onnx"),
 }
 """Engine -> (module, extra that installs what it needs)."""
 
@@ -50,6 +51,7 @@ class RecordRequest(Protocol):
 def main() -> int:
     """Run one worker to its end; return the exit status."""
     order = decode_order(_read_line(0))
+    limits.apply(order.limits, order.group)
     threading.Thread(target=_end_with_parent, daemon=True, name="stdin").start()
     status = StatusWriter(order.status_descriptor)
     try:
@@ -78,6 +80,7 @@ async def _run(order: WorkerOrder, status: StatusWriter) -> None:
     load_ms = _ms_since(began)
 
     def listening() -> None:
+        limits.forget_peak()
         status.send(Ready(load_ms, round(resident_mb("self") or 0.0, 1), {"engine": order.engine.value, **facts}))
 
     try:

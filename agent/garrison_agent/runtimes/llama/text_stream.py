@@ -14,6 +14,11 @@ class TextStream:
         self._held = ""
         self.stopped = False
 
+    @property
+    def held_characters(self) -> int:
+        """How much text waits to become certain."""
+        return len(self._held)
+
     def push(self, piece: bytes) -> str:
         """Add a token's bytes; return the text that is now certain."""
         text = self._decoder.decode(piece)

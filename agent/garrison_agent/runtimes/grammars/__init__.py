@@ -1,0 +1,1 @@
+"""From JSON schemas to grammars that hold a model to them. Pure."""

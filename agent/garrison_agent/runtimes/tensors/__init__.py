@@ -1,0 +1,1 @@
+"""The ONNX engine and the Open Inference Protocol."""
