@@ -50,6 +50,10 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE TABLE high_water (role TEXT PRIMARY KEY, version INTEGER NOT NULL) WITHOUT ROWID;
     CREATE TABLE refusal (code TEXT PRIMARY KEY, count INTEGER NOT NULL) WITHOUT ROWID;
     """,
+    # 2: applications that share the local API, each with the digest of its key and its limits as JSON.
+    """
+    CREATE TABLE app (name TEXT PRIMARY KEY, key_sha256 TEXT NOT NULL UNIQUE, record TEXT NOT NULL) WITHOUT ROWID;
+    """,
 )
 
 

@@ -11,8 +11,10 @@ import re
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
+from urllib.parse import parse_qs
 
-from garrison_agent.api.errors import BadRequestError, MethodError, TooLargeError
+from garrison_agent.api.errors import BadRequestError, MethodError, TooLargeError, TooSlowError
+from garrison_agent.core.applications import LOCAL, Application
 from garrison_protocol.errors import GarrisonError, NotFoundError, UnavailableError
 
 Scope: TypeAlias = MutableMapping[str, Any]
@@ -23,6 +25,9 @@ Headers: TypeAlias = Iterable[tuple[bytes, bytes]]
 
 MAX_BODY_BYTES = 16 * 1024 * 1024
 MAX_BODIES_BYTES = 32 * 1024 * 1024
+BODY_GRACE_S = 30.0
+BODY_BYTES_PER_S = 16 * 1024
+"""A body may take ``BODY_GRACE_S``, and longer as long as it comes at this pace."""
 
 
 class ClientGoneError(Exception):
@@ -36,6 +41,20 @@ class Peer:
     pid: int
     uid: int
     gids: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks: an application's name, ``uid:<n>`` of a peer on the unix socket, or ``local``."""
+
+    app: str = LOCAL
+    application: Application | None = None
+    """What it may use, if it came with a key."""
+
+    @property
+    def is_admin(self) -> bool:
+        """Whether its key opens the management of the board."""
+        return self.application is not None and self.application.admin
 
 
 class BodyBudget:
@@ -77,11 +96,27 @@ class Request:
         self._budget = budget
         self._held = 0
         self._gone: asyncio.Task[None] | None = None
+        self._query: bytes = scope.get("query_string", b"")
+        self.caller = Caller()
+        self.deadline_s: float | None = None
+        """Until when (monotonic seconds) it must be answered."""
+        self.load_s = 0.0
+        """How long it waited for its model to be loaded."""
+        self.admitted = False
+        """It counts against the limits of its application (``Admission``)."""
+        self.answer_headers: list[tuple[bytes, bytes]] = []
+        """What goes into the answer's headers besides what its handler gives."""
+        self._at_close: list[Callable[[], None]] = []
         self.server_host: str = (scope.get("server") or ("", None))[0]
 
     def header(self, name: bytes) -> str | None:
         """Return the first header called ``name`` (lower case), or None."""
         return next((value.decode("latin-1") for key, value in self._headers if key == name), None)
+
+    def query(self, name: str) -> str | None:
+        """Return the last value of ``name`` in the query string, or None."""
+        values = parse_qs(self._query.decode("latin-1"), keep_blank_values=True).get(name)
+        return values[-1] if values else None
 
     async def body(self) -> bytes:
         """Return the whole body.
@@ -89,24 +124,36 @@ class Request:
         Raises:
             TooLargeError: ``api.body_too_large``; above ``MAX_BODY_BYTES``.
             UnavailableError: ``api.busy``.
+            TooSlowError: ``api.body_too_slow``.
             ClientGoneError: The client closed before it had sent everything.
         """
         declared = self.header(b"content-length")
         if declared is not None and declared.isdecimal() and int(declared) > MAX_BODY_BYTES:
             raise _too_large(int(declared))
+        began_s = asyncio.get_running_loop().time()
         parts: list[bytes] = []
-        while True:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                raise ClientGoneError
-            part: bytes = message.get("body", b"")
-            if self._held + len(part) > MAX_BODY_BYTES:
-                raise _too_large(self._held + len(part))
-            self._budget.take(len(part))
-            self._held += len(part)
-            parts.append(part)
-            if not message.get("more_body", False):
-                return parts[0] if len(parts) == 1 else b"".join(parts)
+        try:
+            async with asyncio.timeout_at(began_s + BODY_GRACE_S) as limit:
+                while True:
+                    message = await self._receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientGoneError
+                    part: bytes = message.get("body", b"")
+                    if self._held + len(part) > MAX_BODY_BYTES:
+                        raise _too_large(self._held + len(part))
+                    self._budget.take(len(part))
+                    self._held += len(part)
+                    parts.append(part)
+                    if not message.get("more_body", False):
+                        break
+                    limit.reschedule(began_s + BODY_GRACE_S + self._held / BODY_BYTES_PER_S)
+        except TimeoutError as error:
+            raise TooSlowError(
+                "api.body_too_slow",
+                f"the body did not come within its time, at {BODY_BYTES_PER_S} bytes a second",
+                hint="send it at once",
+            ) from error
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def gone(self) -> asyncio.Task[None]:
         """Return a task that ends when the client closes its connection. Call it after the body was read."""
@@ -121,7 +168,8 @@ class Request:
     async def start(self, status: int, headers: Headers) -> None:
         """Send the status and headers."""
         self.started = True
-        await self._send({"type": "http.response.start", "status": status, "headers": list(headers)})
+        both = [*headers, *self.answer_headers]
+        await self._send({"type": "http.response.start", "status": status, "headers": both})
 
     async def write(self, data: bytes) -> None:
         """Send a part of the body; returns when the client's socket takes more (a slow reader slows its sender)."""
@@ -138,10 +186,17 @@ class Request:
         await self.start(status, [(b"content-type", b"application/json"), (b"content-length", length), *headers])
         await self.end(data)
 
+    def at_close(self, action: Callable[[], None]) -> None:
+        """Call ``action`` when the request is closed."""
+        self._at_close.append(action)
+
     async def close(self) -> None:
         """Release what the request holds."""
         self._budget.give_back(self._held)
         self._held = 0
+        for action in self._at_close:
+            action()
+        self._at_close.clear()
         if self._gone is not None:
             self._gone.cancel()
             await asyncio.wait({self._gone})
@@ -184,11 +239,19 @@ class RouteBook:
 
     def __init__(self) -> None:
         self._entries: list[tuple[re.Pattern[str], dict[str, Handler]]] = []
+        self._rare: list[tuple[re.Pattern[str], Callable[[RouteBook], None]]] = []
 
     def add(self, methods: str, path: str, handler: Handler) -> None:
         """Serve ``path`` for the space-separated ``methods``."""
         pattern = re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", path.replace(".", r"\.")))
         self._entries.append((pattern, dict.fromkeys(methods.split(), handler)))
+
+    def add_rare(self, pattern: str, register: Callable[[RouteBook], None]) -> None:
+        """Call ``register`` on the first request whose path matches ``pattern``.
+
+        A surface that a board may never use costs no memory before that.
+        """
+        self._rare.append((re.compile(pattern), register))
 
     def find(self, request: Request) -> Handler:
         """Return the handler of ``request`` and set its ``params``.
@@ -197,6 +260,9 @@ class RouteBook:
             NotFoundError: ``api.path_unknown``.
             MethodError: ``api.method_not_allowed``.
         """
+        for pattern, register in [entry for entry in self._rare if entry[0].fullmatch(request.path)]:
+            self._rare.remove((pattern, register))
+            register(self)
         allowed: list[str] = []
         for pattern, handlers in self._entries:
             match = pattern.fullmatch(request.path)
@@ -213,7 +279,7 @@ class RouteBook:
         raise NotFoundError(
             "api.path_unknown",
             f"nothing is served at {request.path}",
-            hint="see docs/operations.md, Local API, for what is",
+            hint="see docs/local-api.md, or GET /openapi.json, for what is",
         )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, TypedDict
+from typing import Literal, NotRequired, TypeAlias, TypedDict
 
 from garrison_agent.core import trust_report
 from garrison_agent.core.trust_report import TrustFacts
@@ -54,6 +54,14 @@ class AliasStatus(TypedDict):
     total_bytes: int
     endpoint: str | None
     """Path under which it answers: ``/v1`` for text, ``/v2/models/<alias>`` for tensors; None: nothing serves."""
+    worker: str
+    """Where the serving worker stands: ``off``, ``starting``, ``ready``, ``backoff``, ``repairing``, or ``failed``."""
+    worker_failure: str | None
+    """Why it last ended by itself, code first; None: it has not since this package serves."""
+    memory_mb: int | None
+    """What the serving worker has taken at most, or is expected to; None: it is not in memory."""
+    load_ms: int | None
+    """How long it took to load."""
 
 
 class StreamStatus(TypedDict):
@@ -127,6 +135,19 @@ class TrustView(TypedDict):
     """Sentences, each with its reason; empty: nothing that is signed, newer, and meant for this board."""
 
 
+class UpstreamView(TypedDict):
+    """A server that runs already, offered under an alias of the configuration; nothing of it is signed or verified.
+
+    ``state``: ok, unreachable, key_refused, key_unreadable, bad_answer, broke_off, model_unknown, or shadowed.
+    """
+
+    alias: str
+    url: str
+    model: str
+    state: str
+    detail: str
+
+
 class StatusView(TypedDict):
     """Everything ``garrison-agent status`` shows. ``started_at`` is Unix seconds; ``health`` holds integers only."""
 
@@ -150,6 +171,8 @@ class StatusView(TypedDict):
     refused: dict[str, int]
     """Messages refused, by error code."""
     cache: CacheStatus
+    upstreams: NotRequired[list[UpstreamView]]
+    """Where the configuration names any."""
 
 
 class ModelView(TypedDict):
@@ -186,6 +209,39 @@ class ModelView(TypedDict):
     loaded: bool
 
 
+class VariantView(TypedDict):
+    """One build of a package, seen from this board. ``reasons`` is everything that is in its way; empty: it fits."""
+
+    name: str
+    engine: str
+    device_type: str
+    execution_provider: str
+    quantization: str
+    memory_mb: int
+    size_bytes: int
+    missing_bytes: int
+    """Of its files, not on the disk yet."""
+    fits: bool
+    chosen: bool
+    """It is the one that this board takes."""
+    reasons: list[str]
+
+
+class VariantsView(TypedDict):
+    """All builds of a package in this board's order of preference, and what the board has to offer."""
+
+    id: str
+    alias: str
+    architecture: str
+    cpu_features: list[str]
+    engines: list[str]
+    memory_mb: int
+    memory_budget_mb: int
+    disk_free_mb: int
+    """Beside what is kept in reserve."""
+    variants: list[VariantView]
+
+
 class LoadResult(TypedDict):
     """The model is loaded now; ``outcome`` tells whether this call did it."""
 
@@ -200,6 +256,27 @@ class UnloadResult(TypedDict):
     id: str
     alias: str
     outcome: Literal["unloaded", "not_loaded"]
+
+
+class LoadedView(TypedDict):
+    """A model in memory. ``size_bytes`` is what its worker takes, or is expected to take until that was measured."""
+
+    alias: str
+    id: str
+    size_bytes: int
+    loaded_since: int
+    """Unix seconds."""
+    expires_at: int | None
+    """Unix seconds at which it leaves memory unless it is used before; None: it stays."""
+    pinned: bool
+    active: int
+    """Requests in flight."""
+
+
+class RunningView(LoadedView):
+    """A model in memory, and how fast its answers were lately (tokens a second; None: not measured)."""
+
+    tokens_per_s: float | None
 
 
 class CacheEntry(TypedDict):
@@ -229,6 +306,29 @@ class RemoveResult(TypedDict):
 
     id: str
     freed_bytes: int
+
+
+class AppView(TypedDict):
+    """An application that shares the local API. A limit of 0 is none; no ``models``: all of them."""
+
+    name: str
+    models: list[str]
+    requests_per_min: int
+    tokens_per_min: int
+    concurrent: int
+    admin: bool
+    created_at: int
+    """Unix seconds."""
+    requests: int
+    """Answered or refused by a model since the agent started."""
+    tokens: int
+    """Of those requests' prompts and answers."""
+
+
+class AddedApp(AppView):
+    """A new application with its key, which cannot be read again."""
+
+    key: str
 
 
 class ExportFile(TypedDict):
@@ -266,14 +366,51 @@ class ListModels:
 
 
 @dataclass(frozen=True)
+class GetVariants:
+    """Answered with a ``VariantsView``. Errors: ``model.unknown`` (NotFoundError)."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class CheckCache:
+    """Answered with an ``api.cache_check.CacheCheck`` under way; ``name`` None: every package.
+
+    Errors: ``model.unknown`` (NotFoundError), ``cache.check_busy`` (ConflictError).
+    """
+
+    name: str | None
+    repair: bool
+
+
+@dataclass(frozen=True)
 class LoadModel:
     """Answered with a ``LoadResult`` once the worker is ready to serve and the route table shows its socket.
 
     ``name`` is an alias, ``<name>:<version>``, or a package name. Any number may wait for one load. Errors:
-    ``model.unknown`` (NotFoundError), ``model.not_installed`` (ConflictError), and what loading failed with.
+    ``model.unknown`` (NotFoundError), ``model.not_installed`` (ConflictError), ``memory.*`` (InsufficientError), and
+    what loading failed with. ``keep_alive_s`` as in ``SetKeepAlive``; None leaves it as it is.
     """
 
     name: str
+    keep_alive_s: float | None = None
+
+
+@dataclass(frozen=True)
+class SetKeepAlive:
+    """Answered with None: how long the model stays in memory after its last use, until it is unloaded or set anew.
+
+    Seconds; 0 unloads it as soon as no request is in flight, a negative number never by itself. ``name`` as in
+    ``LoadModel``; a model that is not loaded keeps it for its next load. Errors: ``model.unknown``.
+    """
+
+    name: str
+    keep_alive_s: float
+
+
+@dataclass(frozen=True)
+class ListLoaded:
+    """Answered with ``list[RunningView]``: the models in memory that are ready to serve."""
 
 
 @dataclass(frozen=True)
@@ -296,6 +433,43 @@ class RemoveFromCache:
 
 
 @dataclass(frozen=True)
+class AddApp:
+    """Answered with an ``AddedApp``. Errors: ``app.name_malformed``, ``app.limit_out_of_range``, ``app.exists``,
+    ``app.too_many``."""
+
+    name: str
+    models: tuple[str, ...] = ()
+    requests_per_min: int = 0
+    tokens_per_min: int = 0
+    concurrent: int = 0
+    admin: bool = False
+
+
+@dataclass(frozen=True)
+class RemoveApp:
+    """Answered with the ``AppView`` of what was removed. Errors: ``app.unknown`` (NotFoundError)."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class ListApps:
+    """Answered with ``list[AppView]``."""
+
+
+@dataclass(frozen=True)
+class ShowApp:
+    """Answered with an ``AppView``. Errors: ``app.unknown`` (NotFoundError)."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class GetMetrics:
+    """Answered with ``list[core.exposition.Family]``: what the agent measured since it started."""
+
+
+@dataclass(frozen=True)
 class BeginImport:
     """Answered with an ``api.carrier.Carrier``. Errors: ``bundle.busy`` (ConflictError)."""
 
@@ -313,7 +487,24 @@ class Doctor:
 
 
 Command: TypeAlias = (
-    GetStatus | ListModels | LoadModel | UnloadModel | ListCache | RemoveFromCache | BeginImport | GetExport | Doctor
+    GetStatus
+    | ListModels
+    | GetVariants
+    | ListLoaded
+    | LoadModel
+    | SetKeepAlive
+    | UnloadModel
+    | ListCache
+    | CheckCache
+    | RemoveFromCache
+    | AddApp
+    | RemoveApp
+    | ListApps
+    | ShowApp
+    | GetMetrics
+    | BeginImport
+    | GetExport
+    | Doctor
 )
 
 Post: TypeAlias = Callable[[Command], "Future[object]"]

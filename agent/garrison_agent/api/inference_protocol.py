@@ -8,7 +8,6 @@ from urllib.parse import quote
 from garrison_agent.api.access import ModelAccess
 from garrison_agent.api.asgi import Request, RouteBook
 from garrison_agent.api.errors import BadRequestError, lease_expired, oip_body
-from garrison_agent.api.relay import forward
 from garrison_agent.api.routes import Route
 from garrison_protocol.errors import NotFoundError, UnavailableError
 from garrison_protocol.states import Engine
@@ -32,7 +31,8 @@ class InferenceProtocol:
 
     async def server(self, request: Request) -> None:
         """Answer with what this server is."""
-        await request.answer({"name": "garrison-agent", "version": package_version("garrison"), "extensions": []})
+        server = {"name": "garrison-agent", "version": package_version("garrison")}
+        await request.answer({**server, "extensions": ["binary_tensor_data"]})
 
     async def live(self, request: Request) -> None:
         """Answer that the API runs."""
@@ -80,5 +80,8 @@ class InferenceProtocol:
                 f"{route.alias} takes text, not tensors",
                 hint="POST /v1/chat/completions (OpenAI)",
             )
-        route, upstream = await self._access.open(request, request.params["name"])
-        await forward(request, upstream, f"/v2/models/{quote(route.package.name)}{suffix}", body, oip_body)
+
+        def target(route: Route) -> str:
+            return f"/v2/models/{quote(route.package.name)}{suffix}"
+
+        await self._access.pass_on(request, request.params["name"], target, body, oip_body)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from garrison_protocol.manifest import Manifest, PackageRef
+from garrison_protocol.manifest import Manifest, PackageRef, Variant
 from garrison_protocol.states import Engine
 
 
@@ -24,10 +24,13 @@ class Route:
     socket: Path | None
     package: PackageRef
     manifest: Manifest
+    variant: Variant
     state: str
     loaded: bool
     barred: bool = False
     """Its lease has run out: it is not loaded again before fresh metadata comes."""
+    failure: str | None = None
+    """Why its worker failed, once it has done so too often to be started for a request."""
 
     @property
     def names(self) -> tuple[str, str, str]:

@@ -1,28 +1,42 @@
-"""The local API's thread: one event loop, a TCP door on loopback, and a door on a unix socket."""
+"""The local API's thread: one event loop, a TCP door (on loopback, unless it has TLS), and a door on a unix socket."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
 import socket as socketlib
+import ssl
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from garrison_agent.api.access import LOAD_TIMEOUT_S, ModelAccess
-from garrison_agent.api.app import PEER_STATE, LocalApp
+from garrison_agent.api.admission import Admission
+from garrison_agent.api.app import LocalApp, TcpRules
 from garrison_agent.api.commands import Post
-from garrison_agent.api.guards import peer_of
+from garrison_agent.api.connection import ClientConnection, UnixConnection
 from garrison_agent.api.routes import RouteTable
-from garrison_agent.http_server import Config, HttpToolsProtocol, Server
+from garrison_agent.api.traffic import Traffic
+from garrison_agent.core.applications import ApplicationTable
+from garrison_agent.http_server import Config, Server
 from garrison_protocol.errors import GarrisonError, UnavailableError
 
+if TYPE_CHECKING:  # a board without upstreams does without
+    from garrison_agent.api.upstreams import Upstreams
+
 SOCKET_MODE = 0o660
-_MAX_CONNECTIONS = 128
-_BACKLOG = 64
+_BACKLOG = 512
 _GRACE_S = 3
 _FAREWELL_S = 1.0
+
+
+@dataclass(frozen=True)
+class _Door:
+    listener: socketlib.socket
+    connection: type[ClientConnection]
+    tls: ssl.SSLContext | None = None
 
 
 class LocalApi:
@@ -30,6 +44,10 @@ class LocalApi:
 
     ``table`` is called on the API's thread for every request and must only return a reference; ``command`` must only
     enqueue. ``socket``'s folder must exist; the file is made with mode 0660, so its group decides who may connect.
+    ``applications`` is read like ``table``. ``tcp_keys``: TCP needs the key of one. ``tls``: paths of certificate chain
+    and key, for TCP. ``names``: what clients may call the board over TCP, besides loopback and its addresses.
+    ``request_timeout_s``: how long requests may take that do not say so themselves. ``upstreams``: other servers to
+    offer; None: none.
     """
 
     def __init__(
@@ -42,14 +60,32 @@ class LocalApi:
         table: Callable[[], RouteTable],
         command: Post,
         load_timeout_s: float = LOAD_TIMEOUT_S,
+        traffic: Traffic | None = None,
+        applications: Callable[[], ApplicationTable] = ApplicationTable,
+        tcp_keys: bool = False,
+        tls: tuple[Path, Path] | None = None,
+        names: tuple[str, ...] = (),
+        request_timeout_s: float | None = None,
+        upstreams: Upstreams | None = None,
     ) -> None:
         self._address = (host, port)
         self._tcp_open = tcp_open
         self._socket = socket
+        self._tls = tls
+        self._names = names
         self._endpoints: list[str] = []
-        access = ModelAccess(table, command, load_timeout_s)
-        self._app = LocalApp(access, socket, lambda: self._endpoints)
-        self._servers: list[_Server] = []
+        access = ModelAccess(
+            table, command, load_timeout_s, traffic=traffic, admission=Admission(applications), upstreams=upstreams
+        )
+        self._app = LocalApp(
+            access,
+            socket,
+            lambda: self._endpoints,
+            applications=applications,
+            tcp=TcpRules(tcp_keys, frozenset(name.lower() for name in names)),
+            request_timeout_s=request_timeout_s,
+        )
+        self._servers: list[ApiServer] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
 
@@ -63,18 +99,17 @@ class LocalApi:
 
         Raises:
             UnavailableError: ``api.port_in_use``, ``api.address_unusable``, or ``api.socket_in_use``.
+            InvalidError: ``api.tls_unusable``.
+            RefusedError: ``key.readable_by_others``.
         """
-        doors: list[tuple[socketlib.socket, type[HttpToolsProtocol]]] = []
+        doors: list[_Door] = []
         if self._tcp_open:
-            listener = _listen_tcp(*self._address)
-            host, port = listener.getsockname()[:2]
-            self._endpoints = [f"http://{f'[{host}]' if ':' in host else host}:{port}"]
-            doors.append((listener, HttpToolsProtocol))
+            doors.append(self._tcp_door())
         try:
-            doors.append((_listen_unix(self._socket), _UnixProtocol))
+            doors.append(_Door(_listen_unix(self._socket), UnixConnection))
         except GarrisonError:
-            for listener, _ in doors:
-                listener.close()
+            for door in doors:
+                door.listener.close()
             raise
         ready = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(doors, ready), name="local-api", daemon=True)
@@ -91,28 +126,47 @@ class LocalApi:
         self._thread = None
         self._socket.unlink(missing_ok=True)
 
+    def _tcp_door(self) -> _Door:
+        tls = None
+        if self._tls is not None:
+            from garrison_agent.api.tls_server import server_context
+
+            tls = server_context(*self._tls)
+        listener = _listen_tcp(*self._address)
+        address, port = listener.getsockname()[:2]
+        host = self._names[0] if self._names else address
+        self._endpoints = [f"http{'s' if tls else ''}://{f'[{host}]' if ':' in host else host}:{port}"]
+        return _Door(listener, ClientConnection, tls)
+
     def _request_stop(self) -> None:
         for server in self._servers:
             server.stopping.set()
 
-    def _run(self, doors: list[tuple[socketlib.socket, type[HttpToolsProtocol]]], ready: threading.Event) -> None:
+    def _run(self, doors: list[_Door], ready: threading.Event) -> None:
         try:
             asyncio.run(self._serve(doors, ready))
         finally:
             ready.set()  # whoever starts us must not wait for ever; the exception reaches threading.excepthook
 
-    async def _serve(
-        self, doors: list[tuple[socketlib.socket, type[HttpToolsProtocol]]], ready: threading.Event
-    ) -> None:
+    async def _serve(self, doors: list[_Door], ready: threading.Event) -> None:
         self._loop = asyncio.get_running_loop()
-        self._servers = [_Server(_configure(self._app, protocol)) for _, protocol in doors]
+        self._servers = [_server(self._app, door) for door in doors]
         ready.set()  # both sockets listen already; the kernel queues connections until they are accepted
         await asyncio.gather(
-            *(server.serve([listener]) for server, (listener, _) in zip(self._servers, doors, strict=True))
+            *(server.serve([door.listener]) for server, door in zip(self._servers, doors, strict=True))
         )
 
 
-class _Server(Server):
+def _server(app: LocalApp, door: _Door) -> ApiServer:
+    config = _configure(app, door.connection)
+    if door.tls is None:
+        return ApiServer(config)
+    from garrison_agent.api.tls_server import TlsServer
+
+    return TlsServer(config, door.tls)
+
+
+class ApiServer(Server):
     """uvicorn without its ten wake-ups a second, which would be most of an idle agent's CPU time."""
 
     def __init__(self, config: Config) -> None:
@@ -129,16 +183,8 @@ class _Server(Server):
             await asyncio.wait(cut_short, timeout=_FAREWELL_S)
 
 
-class _UnixProtocol(HttpToolsProtocol):
-    """Adds to each request who is at the other end of the socket."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn's own
-        super().connection_made(transport)
-        self.app_state = {**self.app_state, PEER_STATE: peer_of(transport.get_extra_info("socket"))}
-
-
-def _configure(app: LocalApp, protocol: type[HttpToolsProtocol]) -> Config:
-    config: Any = {"app": app, "http": protocol}
+def _configure(app: LocalApp, connection: type[ClientConnection]) -> Config:
+    config: Any = {"app": app, "http": connection}
     return Config(
         **config,
         loop="asyncio",
@@ -150,7 +196,6 @@ def _configure(app: LocalApp, protocol: type[HttpToolsProtocol]) -> Config:
         proxy_headers=False,
         server_header=False,
         date_header=False,
-        limit_concurrency=_MAX_CONNECTIONS,
         backlog=_BACKLOG,
         timeout_keep_alive=30,
         timeout_graceful_shutdown=_GRACE_S,

@@ -224,7 +224,7 @@ def _table(draft: Draft, event: Event, now: Now) -> None:
             _roll_back(draft, "gate.timeout", f"the gate had no result after {EVALUATION_TIMEOUT_S:.0f} s")
         case State.ROLLING_BACK, Proceeded():
             if slot.phase is not Phase.STARTING:
-                down = slot.phase in (Phase.REPAIRING, Phase.BACKOFF)
+                down = slot.phase in (Phase.REPAIRING, Phase.BACKOFF, Phase.FAILED)
                 _rolled_back(draft, State.DOWN if down else State.ROLLED_BACK)
         case ((State.ACTIVE | State.FAILED | State.REJECTED | State.ROLLED_BACK | State.DOWN), Proceeded()):
             if slot.desired is not None and _pending(slot):
@@ -243,8 +243,8 @@ def _candidate(draft: Draft, event: WorkerReady | WorkerFailed | WorkerExited) -
             if code in service.DAMAGED:
                 draft.note("model.corrupt", package, code=code, detail=message)
             _roll_back(draft, code, message)
-        case ((State.LOADING | State.EVALUATING), WorkerExited(_, returncode)):
-            _roll_back(draft, "model.crashed", f"its worker ended with status {returncode}")
+        case ((State.LOADING | State.EVALUATING), WorkerExited(code=code)):
+            _roll_back(draft, code, event.detail)
         case _:
             raise UnexpectedEventError(f"{event!r} of a candidate in state {slot.state.value} of {slot.alias}")
 
@@ -257,10 +257,10 @@ def _service(
         case State.SOAKING, WorkerFailed(_, code, message):
             _roll_back(draft, code, message)
             return
-        case State.SOAKING, WorkerExited(_, returncode):
+        case State.SOAKING, WorkerExited():
             draft.slot = replace(slot, crashes=slot.crashes + 1)
             if slot.crashes >= MAX_SOAK_CRASHES:
-                _roll_back(draft, "soak.crashed", f"its worker ended {slot.crashes + 1} times, last with {returncode}")
+                _roll_back(draft, "soak.crashed", f"{slot.crashes + 1} crashes; the last time {event.detail}")
                 return
     service.handle(draft, event, now)
     match slot.state, draft.slot.phase:
@@ -268,7 +268,7 @@ def _service(
             draft.enter(State.REPAIRING)
         case State.REPAIRING, Phase.READY | Phase.OFF:
             draft.enter(State.ACTIVE)
-        case State.ROLLING_BACK, Phase.BACKOFF | Phase.REPAIRING:
+        case State.ROLLING_BACK, Phase.BACKOFF | Phase.REPAIRING | Phase.FAILED:
             _rolled_back(draft, State.DOWN)
         case State.ROLLING_BACK | State.DOWN, Phase.READY | Phase.OFF:
             _rolled_back(draft, State.ROLLED_BACK)
@@ -278,7 +278,8 @@ def _wish(draft: Draft, event: LoadWanted | UnloadWanted, now: Now) -> None:
     slot = draft.slot
     if slot.serving is None or slot.state is State.REMOVED:
         return
-    if slot.state in SWITCHING and (isinstance(event, UnloadWanted) or not slot.beside):
+    revives = isinstance(event, LoadWanted) and slot.state is State.DOWN and slot.phase is Phase.FAILED
+    if slot.state in SWITCHING and (isinstance(event, UnloadWanted) or not slot.beside) and not revives:
         return  # what is loaded now is the deployment's business
     service.handle(draft, event, now)
 
@@ -432,6 +433,7 @@ def _promote(draft: Draft, summary: EvaluationSummary, now: Now) -> None:
         serving=Serving(slot.package, slot.variant, summary),
         wanted=True,
         failures=0,
+        failure=None,
         ready_at_s=now.monotonic_s,
     )
     draft.enter(State.SOAKING)
@@ -482,7 +484,7 @@ def _roll_back(draft: Draft, code: str, message: str) -> None:
     slot = draft.slot
     if slot.state is State.SOAKING:
         draft.turn(Phase.OFF)
-        draft.slot = replace(draft.slot, serving=slot.previous, previous=None)
+        draft.slot = replace(draft.slot, serving=slot.previous, previous=None, failures=0, failure=None)
     draft.slot = replace(draft.slot, attempt=slot.attempt + 1, error_code=code, error_message=message)
     draft.enter(State.ROLLING_BACK)
     draft.run(CancelJobs(), StopWorker(slot.package))
@@ -494,7 +496,7 @@ def _restore(draft: Draft) -> None:
     slot = draft.slot
     if slot.serving is None or not slot.wanted or slot.barred or slot.phase in (Phase.READY, Phase.REPAIRING):
         draft.run(Proceed(slot.step))
-    elif slot.phase is Phase.OFF:
+    elif slot.phase in (Phase.OFF, Phase.FAILED):
         service.start(draft)
 
 

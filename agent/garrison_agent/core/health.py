@@ -49,6 +49,7 @@ def row(alias: str, model: str, record: RequestRecord) -> dict[str, str | int | 
         "ttft_ms": None if record.ttft_ms is None else round(record.ttft_ms),
         "duration_ms": round(record.duration_ms),
         "tps_milli": None if record.tokens_per_s is None else round(record.tokens_per_s * 1000),
+        "app": record.app or None,
     }
     return {name: value for name, value in facts.items() if value is not None}
 

@@ -22,6 +22,8 @@ NETWORK = Backoff(base_s=5, cap_s=600)
 """Downloads, repairs, and metadata: somebody else's machine."""
 WORKER = Backoff(base_s=1, cap_s=300)
 """A crashed or failing model worker on this board."""
+GIVEN_UP_S = 1800.0
+"""A worker that failed too often in a row: what ails it may be gone by then, and a try now and then costs little."""
 SPACE = Backoff(base_s=30, cap_s=900)
 """Disk or memory that somebody must free."""
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from garrison_agent.core import retry
 from garrison_agent.core.draft import Draft
 from garrison_agent.core.slot import (
+    Failure,
     LoadWanted,
     Now,
     Phase,
@@ -27,13 +28,19 @@ from garrison_agent.core.slot import (
     WorkerFailed,
     WorkerReady,
 )
+from garrison_protocol.manifest import PackageRef
 
 LOAD_TIMEOUT_S = 1800.0
 """Hashing and loading 20 GB from an SD card takes minutes; nothing honest takes longer than this."""
 STEADY_S = 60.0
 """A worker that was ready this long did not crash on start."""
+MAX_FAILURES = 5
+"""So many failures in a row, none of them after a steady time: another try in a few minutes would be the next."""
 DAMAGED = frozenset({"model.digest_mismatch", "model.file_missing", "model.manifest_missing"})
 """What a worker cannot start from, but a repair can put right."""
+NO_ROOM = "memory."
+"""Codes of a start that was refused for want of memory: nothing is wrong with the model, and nothing was tried."""
+LOAD_TIMEOUT = "model.load_timeout"
 
 ServiceEvent = (
     WorkerReady | WorkerFailed | WorkerExited | RestartDue | Repaired | RepairFailed | LoadWanted | UnloadWanted
@@ -78,32 +85,27 @@ def handle(draft: Draft, event: ServiceEvent, now: Now) -> None:
     serving = slot.serving
     match slot.phase, event:
         case _, LoadWanted():
-            draft.slot = replace(slot, wanted=True)
+            draft.slot = replace(slot, wanted=True, failures=0 if slot.phase is Phase.FAILED else slot.failures)
             start(draft)
-        case _, UnloadWanted():
+        case _, UnloadWanted(reason):
             draft.slot = replace(slot, wanted=False)
-            stop(draft, "operator")
+            stop(draft, reason)
         case Phase.STARTING, WorkerReady(package, load_ms, rss_mb):
             draft.turn(Phase.READY)
             draft.slot = replace(draft.slot, ready_at_s=now.monotonic_s, steady_s=0.0)
             draft.note("model.loaded", package, load_ms=load_ms, rss_mb=rss_mb)
         case ((Phase.STARTING | Phase.READY), WorkerFailed(package, code, message)):
-            draft.run(StopWorker(package))
-            if code in DAMAGED:
-                draft.note("model.corrupt", package, code=code, detail=message)
-                _repair_after(draft, slot.failures)
-                draft.slot = replace(draft.slot, failures=slot.failures + 1)
-            else:
-                draft.note("model.load_failed", package, code=code, detail=message)
-                _back_off(draft, now)
-        case ((Phase.STARTING | Phase.READY), WorkerExited(package, returncode)):
-            draft.note("model.crashed", package, returncode=returncode)
+            _failed(draft, package, Failure(code, message), now)
+        case ((Phase.STARTING | Phase.READY), WorkerExited(package, returncode, code)):
+            draft.slot = replace(slot, failure=Failure(code, event.detail))
+            draft.note("model.crashed", package, returncode=returncode, code=code, detail=event.detail)
             _back_off(draft, now)
         case Phase.STARTING, RestartDue() if serving is not None:
             draft.run(StopWorker(serving.package))
-            draft.note("model.load_failed", serving.package, code="model.load_timeout")
+            draft.slot = replace(slot, failure=Failure(LOAD_TIMEOUT, f"it was not ready after {LOAD_TIMEOUT_S:.0f} s"))
+            draft.note("model.load_failed", serving.package, code=LOAD_TIMEOUT)
             _back_off(draft, now)
-        case Phase.BACKOFF, RestartDue():
+        case ((Phase.BACKOFF | Phase.FAILED), RestartDue()):
             start(draft)
         case Phase.REPAIRING, RestartDue() if serving is not None:
             repair(draft)
@@ -122,6 +124,23 @@ def handle(draft: Draft, event: ServiceEvent, now: Now) -> None:
             raise UnexpectedEventError(f"{event!r} while the serving worker of {slot.alias} is {slot.phase.value}")
 
 
+def _failed(draft: Draft, package: PackageRef, why: Failure, now: Now) -> None:
+    failures = draft.slot.failures
+    draft.run(StopWorker(package))
+    draft.slot = replace(draft.slot, failure=why)
+    if why.code in DAMAGED:
+        draft.note("model.corrupt", package, code=why.code, detail=why.message)
+        _repair_after(draft, failures)
+        draft.slot = replace(draft.slot, failures=failures + 1)
+        return
+    draft.note("model.load_failed", package, code=why.code, detail=why.message)
+    if why.code.startswith(NO_ROOM):
+        draft.turn(Phase.BACKOFF)
+        draft.run(SetRestart(draft.slot.turn, retry.SPACE.base_s))
+    else:
+        _back_off(draft, now)
+
+
 def _repair_after(draft: Draft, failures: int) -> None:
     """Repair at once the first time; a disk or a network that keeps failing is not worn out."""
     if failures == 0:
@@ -135,6 +154,11 @@ def _back_off(draft: Draft, now: Now) -> None:
     slot = draft.slot
     steady = slot.phase is Phase.READY and now.monotonic_s - slot.ready_at_s >= STEADY_S
     failures = 1 if steady else slot.failures + 1
-    draft.turn(Phase.BACKOFF)
+    given_up = failures >= MAX_FAILURES
+    draft.turn(Phase.FAILED if given_up else Phase.BACKOFF)
     draft.slot = replace(draft.slot, failures=failures)
-    draft.run(SetRestart(draft.slot.turn, retry.WORKER.delay_s(failures)))
+    if given_up and slot.serving is not None and slot.failure is not None:
+        why = slot.failure
+        draft.note("alarm.model_failed", slot.serving.package, failures=failures, code=why.code, detail=why.message)
+    delay_s = retry.GIVEN_UP_S if given_up else retry.WORKER.delay_s(failures)
+    draft.run(SetRestart(draft.slot.turn, delay_s))

@@ -35,6 +35,8 @@ class Phase(StrEnum):
     READY = "ready"
     BACKOFF = "backoff"
     REPAIRING = "repairing"
+    FAILED = "failed"
+    """It failed again and again without ever being steady: tried again rarely, or when somebody asks for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,14 @@ class Serving:
     package: PackageRef
     variant: str
     evaluation: EvaluationSummary | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why the serving worker last ended, or could not begin."""
+
+    code: str
+    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +110,8 @@ class Slot:
     """Counts changes of ``phase``; a restart timer or a repair belongs to its turn."""
     failures: int = 0
     """Failures of the serving worker in a row, for back-off."""
+    failure: Failure | None = None
+    """The serving worker's last one; it stays until another package serves."""
     ready_at_s: float = 0.0
     """Monotonic time at which the serving worker became ready."""
 
@@ -230,10 +242,18 @@ class WorkerFailed:
 
 @dataclass(frozen=True, slots=True)
 class WorkerExited:
-    """A worker ended that nobody had stopped."""
+    """A worker ended that nobody had stopped. ``message`` says how, as far as it is known."""
 
     package: PackageRef
     returncode: int
+    code: str = "model.crashed"
+    """``worker.stalled`` or ``worker.out_of_memory`` where that is why."""
+    message: str = ""
+
+    @property
+    def detail(self) -> str:
+        """How it ended."""
+        return self.message or f"its worker ended with status {self.returncode}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,7 +329,10 @@ class LoadWanted:
 
 @dataclass(frozen=True, slots=True)
 class UnloadWanted:
-    """An operator wants the serving model out of memory."""
+    """The serving model is to leave memory, until somebody wants it again."""
+
+    reason: str = "operator"
+    """``idle``: its keep-alive ended; ``evicted``: another model needs the room."""
 
 
 Event = (

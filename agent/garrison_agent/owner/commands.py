@@ -7,16 +7,26 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 from garrison_agent.api.commands import (
+    AddApp,
     BeginImport,
+    CheckCache,
     Doctor,
     GetExport,
+    GetMetrics,
     GetStatus,
+    GetVariants,
+    ListApps,
     ListCache,
+    ListLoaded,
     ListModels,
     LoadModel,
     LoadResult,
+    RemoveApp,
     RemoveFromCache,
     RemoveResult,
+    RunningView,
+    SetKeepAlive,
+    ShowApp,
     UnloadModel,
     UnloadResult,
     unknown_model,
@@ -26,16 +36,19 @@ from garrison_agent.core.deployment import SWITCHING
 from garrison_agent.core.slot import LoadWanted, Phase, Slot, UnloadWanted
 from garrison_agent.events import Asked
 from garrison_agent.outbox.journal import Journal
+from garrison_agent.owner.applications import Applications
 from garrison_agent.owner.bundle_export import BundleExport
 from garrison_agent.owner.bundle_import import BundleImport
+from garrison_agent.owner.cache_checks import CacheChecks
 from garrison_agent.owner.deployments import Deployments
+from garrison_agent.owner.residency import Residency
 from garrison_agent.owner.shelf import Package, Shelf
+from garrison_agent.owner.telemetry import Telemetry
 from garrison_agent.owner.views import Views
 from garrison_agent.owner.workers import Workers
 from garrison_protocol.errors import (
     ConflictError,
     GarrisonError,
-    InsufficientError,
     InvalidError,
     NotFoundError,
     UnavailableError,
@@ -69,7 +82,10 @@ class Commands:
         views: Views,
         imports: BundleImport,
         exports: BundleExport,
-        memory_budget_mb: int,
+        cache_checks: CacheChecks,
+        applications: Applications,
+        telemetry: Telemetry,
+        residency: Residency,
     ) -> None:
         self._deployments = deployments
         self._workers = workers
@@ -78,7 +94,10 @@ class Commands:
         self._views = views
         self._imports = imports
         self._exports = exports
-        self._memory_budget_mb = memory_budget_mb
+        self._cache_checks = cache_checks
+        self._applications = applications
+        self._telemetry = telemetry
+        self._residency = residency
         self._waiters: list[_Waiter] = []
 
     def handle(self, asked: Asked) -> None:
@@ -91,16 +110,38 @@ class Commands:
                     asked.answer.set_result(self._views.status())
                 case ListModels():
                     asked.answer.set_result(self._views.models())
+                case GetVariants(name):
+                    asked.answer.set_result(self._views.variants(name))
+                case CheckCache(name=package, repair=repair):
+                    asked.answer.set_result(self._cache_checks.begin(package, repair=repair))
                 case ListCache():
                     asked.answer.set_result(self._views.cache())
                 case Doctor():
                     asked.answer.set_result(self._views.doctor())
                 case RemoveFromCache(name):
                     asked.answer.set_result(self._remove(name))
-                case LoadModel(name):
-                    self._load(name, asked.answer)
+                case ListLoaded():
+                    asked.answer.set_result(self._running())
+                case LoadModel(name, keep_alive_s):
+                    self._load(name, keep_alive_s, asked.answer)
+                case SetKeepAlive(name, keep_alive_s):
+                    self._residency.set_keep_alive(self._slot(name).alias, keep_alive_s)
+                    asked.answer.set_result(None)
                 case UnloadModel(name):
                     self._unload(name, asked.answer)
+                case AddApp() as wanted:
+                    asked.answer.set_result(self._applications.add(wanted))
+                case RemoveApp(name):
+                    asked.answer.set_result(self._applications.remove(name))
+                case ListApps():
+                    asked.answer.set_result(self._applications.views())
+                case ShowApp(name):
+                    asked.answer.set_result(self._applications.show(name))
+                case GetMetrics():
+                    from garrison_agent.owner.metrics import measured
+
+                    found = measured(self._telemetry, self._deployments, self._workers, self._journal)
+                    asked.answer.set_result(found)
                 case BeginImport():
                     asked.answer.set_result(self._imports.begin())
                 case GetExport(cursor):
@@ -121,7 +162,7 @@ class Commands:
             )
         self._waiters = []
 
-    def _load(self, name: str, answer: Future[object]) -> None:
+    def _load(self, name: str, keep_alive_s: float | None, answer: Future[object]) -> None:
         slot = self._slot(name)
         serving = slot.serving
         if serving is None:
@@ -131,13 +172,16 @@ class Commands:
                 hint="follow it with: garrison-agent status",
             )
         if slot.phase is Phase.READY:
+            self._keep(slot, keep_alive_s)
             answer.set_result(LoadResult(id=serving.package.id, alias=slot.alias, outcome="already_loaded"))
             return
         if slot.barred:
             raise lease_expired(serving.package.id)
         if len(self._waiters) >= MAX_WAITERS:  # callers give up long before a switch ends, and ask again
             raise UnavailableError("agent.busy", "too many wait for models already", retryable=True)
-        self._require_memory(slot, serving.package, serving.variant)
+        if slot.phase in (Phase.OFF, Phase.BACKOFF, Phase.FAILED) and slot.state not in SWITCHING:
+            self._residency.make_room(slot, serving.package, serving.variant)
+        self._keep(slot, keep_alive_s)
         if slot.phase is Phase.OFF and slot.state not in SWITCHING:
             self._journal.append(Stream.AUDIT, "api.load", {"alias": slot.alias, "model": serving.package.id})
         self._deployments.deliver(slot.alias, LoadWanted())
@@ -159,6 +203,7 @@ class Commands:
         package = slot.serving.package
         self._journal.append(Stream.AUDIT, "api.unload", {"alias": slot.alias, "model": package.id})
         self._deployments.deliver(slot.alias, UnloadWanted())
+        self._residency.left(slot.alias)
         turn = self._deployments.slots[slot.alias].turn
         self._waiters.append(_Waiter(answer, slot.alias, package, load=False, turn=turn))
 
@@ -182,18 +227,13 @@ class Commands:
         waiter.answer.set_exception(error)
         return True
 
-    def _require_memory(self, slot: Slot, package: PackageRef, variant_name: str) -> None:
-        if slot.phase is not Phase.OFF:
-            return
-        _, variant = self._shelf.variant(package, variant_name)
-        used_mb = sum(resident.memory_mb for resident in self._workers.residents())
-        if used_mb + variant.memory_mb > self._memory_budget_mb:
-            raise InsufficientError(
-                "memory.busy",
-                f"{package.id} needs {variant.memory_mb} MiB; others hold {used_mb} of {self._memory_budget_mb} MiB",
-                hint="unload another model first: garrison-agent model unload NAME",
-                retryable=True,
-            )
+    def _keep(self, slot: Slot, keep_alive_s: float | None) -> None:
+        if keep_alive_s is not None:
+            self._residency.set_keep_alive(slot.alias, keep_alive_s)
+
+    def _running(self) -> list[RunningView]:
+        speeds = self._telemetry.speeds
+        return [RunningView(**view, tokens_per_s=speeds.get(view["alias"])) for view in self._residency.views()]
 
     def _slot(self, name: str) -> Slot:
         slots = [slot for slot in self._deployments.slots.values() if slot.state is not DeploymentState.REMOVED]
@@ -257,10 +297,11 @@ def _load_failure(slot: Slot, waiter: _Waiter) -> GarrisonError | None:
                 hint="retry later; garrison-agent status shows how it goes",
                 retryable=True,
             )
-        case Phase.BACKOFF if slot.turn != waiter.turn:
+        case Phase.BACKOFF | Phase.FAILED if slot.turn != waiter.turn:
+            why = f": {slot.failure.message}" if slot.failure is not None else ""
             return UnavailableError(
                 "model.load_failed",
-                f"the worker of {waiter.package.id} failed; the agent starts it again",
+                f"the worker of {waiter.package.id} failed{why}; the agent starts it again",
                 hint="retry later; the agent's log and garrison-agent status say why",
                 retryable=True,
             )

@@ -164,9 +164,11 @@ class Deployments:
                     socket=socket,
                     package=package,
                     manifest=manifest,
+                    variant=variant,
                     state=slot.state.value,
                     loaded=socket is not None,
                     barred=slot.barred,
+                    failure=_why_failed(slot),
                 )
             )
         return RouteTable(tuple(routes))
@@ -238,6 +240,12 @@ class Deployments:
         rest = min(slot.desired.soak_s - slot.soaked_s for slot in soaking if slot.desired is not None)
         self._soak_due = True
         self._timers.after(min(SOAK_TICK_S, max(0.0, rest)), Tick.SOAK)
+
+
+def _why_failed(slot: Slot) -> str | None:
+    if slot.phase is not Phase.FAILED:
+        return None
+    return "its worker failed" if slot.failure is None else slot.failure.message
 
 
 def _soaks(slot: Slot) -> bool:

@@ -7,19 +7,20 @@ from collections.abc import Callable
 from typing import Protocol
 
 from garrison_agent.core import slot as core
-from garrison_agent.core.residency import Placement, Resident, place
+from garrison_agent.core.residency import Placement
 from garrison_agent.core.retry import jittered
 from garrison_agent.core.slot import Effect, Slot
 from garrison_agent.events import Post, SlotEvent
 from garrison_agent.outbox.journal import Journal
 from garrison_agent.owner.jobs import IsCancelled, Jobs, Kind, Report, Work, failure
+from garrison_agent.owner.residency import Residency
 from garrison_agent.owner.shelf import Shelf
 from garrison_agent.owner.timers import Timers
 from garrison_agent.owner.trust import Trust
 from garrison_agent.owner.workers import Workers
 from garrison_agent.registry.budget import Evict, Refuse, plan_space
 from garrison_agent.registry.selection import Rejected, choose_variant
-from garrison_protocol.errors import GarrisonError
+from garrison_protocol.errors import GarrisonError, InsufficientError
 from garrison_protocol.manifest import PackageRef, Variant
 from garrison_protocol.messages.report import Inventory
 from garrison_protocol.states import Stream, WaitReason
@@ -40,6 +41,7 @@ class Effects:
         self,
         *,
         workers: Workers,
+        residency: Residency,
         jobs: Jobs,
         work: Work,
         trust: Trust,
@@ -48,11 +50,11 @@ class Effects:
         timers: Timers,
         post: Post,
         inventory: Callable[[], Inventory],
-        memory_budget_mb: int,
         disk_reserve_bytes: int,
         chance: Callable[[], float] = random.random,
     ) -> None:
         self._workers = workers
+        self._residency = residency
         self._jobs = jobs
         self._work = work
         self._trust = trust
@@ -61,11 +63,8 @@ class Effects:
         self._timers = timers
         self._post = post
         self._inventory = inventory
-        self._memory_budget_mb = memory_budget_mb
         self._disk_reserve_bytes = disk_reserve_bytes
         self._chance = chance
-        self._promised: dict[str, Resident] = {}
-        """Memory given to candidates whose workers are not started yet."""
         self._fetching: dict[tuple[str, int], Variant] = {}
         """Downloads under way, by alias and attempt: the disk that they still need is taken already."""
 
@@ -84,13 +83,11 @@ class Effects:
             case core.Evaluate():
                 self._try(alias, effect.attempt, lambda: self._evaluate(alias, effect))
             case core.StartWorker(package, variant):
-                self._promised.pop(alias, None)
-                self._shelf.used(package)
-                self._workers.start(alias, package, variant)
+                self._start(slot, package, variant)
             case core.StopWorker(package):
                 self._workers.stop(alias, package)
             case core.CancelJobs():
-                self._promised.pop(alias, None)
+                self._residency.release(alias)
                 self._jobs.cancel(alias, Kind.DEPLOY)
             case core.Repair():
                 self._repair(alias, effect)
@@ -105,10 +102,24 @@ class Effects:
     def admitted(self, attempt: int, package: PackageRef, manifest_bytes: bytes) -> core.Event:
         """Keep the manifest of a package that may be installed, and choose the variant that fits this board."""
         manifest = self._shelf.keep(package, manifest_bytes)
-        chosen = choose_variant(manifest, self._inventory(), self._memory_budget_mb)
+        chosen = choose_variant(manifest, self._inventory(), self._residency.budget_mb)
         if isinstance(chosen, Rejected):
             return core.Unsuitable(attempt, "requirements.not_met", chosen.message)
         return core.Resolved(attempt, chosen.name, chosen.size_bytes)
+
+    def _start(self, slot: Slot, package: PackageRef, variant: str) -> None:
+        """Start a worker. A candidate has its room already; for what serves it is made now, or it has to wait."""
+        self._residency.release(slot.alias)
+        if slot.serving is not None and slot.serving.package == package:
+            try:
+                self._residency.make_room(slot, package, variant)
+            except InsufficientError as error:
+                self._post(SlotEvent(slot.alias, core.WorkerFailed(package, error.code, error.message)))
+                return
+            except GarrisonError:
+                pass  # what is wrong on the disk is found, and said, when it is launched
+        self._shelf.used(package)
+        self._workers.start(slot.alias, package, variant)
 
     def _try(self, alias: str, attempt: int, begin: Callable[[], None]) -> None:
         try:
@@ -178,13 +189,9 @@ class Effects:
         self._jobs.run(alias, Kind.DEPLOY, job, lambda error: failure(effect.attempt, error))
 
     def _place(self, alias: str, effect: core.Place) -> None:
-        _, variant = self._shelf.variant(effect.package, effect.variant)
-        needed, budget = variant.memory_mb, self._memory_budget_mb
+        placement, needed = self._residency.place(alias, effect.package, effect.variant)
+        budget = self._residency.budget_mb
         event: core.Event
-        others = [promise for promise in self._promised.values() if promise.alias != alias]
-        placement = place(alias, needed, budget, [*self._workers.residents(), *others])
-        if placement in (Placement.BESIDE, Placement.INSTEAD):
-            self._promised[alias] = Resident(alias, needed)
         match placement:
             case Placement.BESIDE:
                 event = core.Placed(effect.attempt, beside=True)

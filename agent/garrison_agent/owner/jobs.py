@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
@@ -58,6 +58,10 @@ class Work(Protocol):
         cancelled: IsCancelled,
     ) -> tuple[EvaluationSummary | None, str | None, str | None]:
         """Run the gate; return its summary and, unless passed, code and message."""
+        ...
+
+    def health(self, socket: Path, timeout_s: float) -> Mapping[str, object] | None:
+        """Return what the worker behind ``socket`` says of itself, None if it does not answer in time."""
         ...
 
     def repair(self, package: PackageRef, variant: str, report: Report, cancelled: IsCancelled) -> int:

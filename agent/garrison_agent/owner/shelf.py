@@ -87,6 +87,10 @@ class Shelf:
             raise NotFoundError("model.variant_unknown", f"{ref.id} has no variant {name}")
         return manifest, variant
 
+    def forget(self, ref: PackageRef) -> None:
+        """Read the manifest of ``ref`` from the disk again the next time it is asked for."""
+        self._parsed.pop(ref.manifest_sha256, None)
+
     def used(self, ref: PackageRef) -> None:
         """Note that ``ref`` is in use now, for the order in which packages are removed."""
         with contextlib.suppress(OSError):

@@ -6,12 +6,15 @@ from collections.abc import Callable
 
 from garrison_agent.adapters.sensors import Sample
 from garrison_agent.core.health import is_error, row, summarize
+from garrison_agent.core.meters import Meters
 from garrison_agent.events import Tick
 from garrison_agent.outbox.journal import SEGMENT_KIND, Journal
 from garrison_agent.owner.timers import Timers
 from garrison_agent.runtimes.status import RequestRecord
 from garrison_protocol.states import Stream
 
+METERS_KIND = "gen_ai"
+"""Rows of the telemetry stream that hold histograms."""
 SEGMENT_S = 1.0
 """Requests of one second share one audit entry, and one fsync."""
 SEGMENT_ROWS = 300
@@ -19,6 +22,10 @@ SEGMENT_ROWS = 300
 SEGMENT_BODIES = 50_000
 """Segments whose request rows are kept; of older ones only the committed headers stay."""
 MAX_WINDOW_RECORDS = 100_000
+SPEED_TOKENS = 8
+"""Shorter answers say little of a model's speed."""
+MAX_METER_ROWS = 32
+"""Models and operations that one sample tells apart."""
 
 
 class Telemetry:
@@ -40,7 +47,12 @@ class Telemetry:
         self._max_rows = max_rows
         self._since_s = monotonic_s()
         self._window: list[RequestRecord] = []
+        self._meters = Meters()
+        """Since the agent started, but for the window."""
+        self._window_meters = Meters()
         self._segment: list[tuple[str, str, RequestRecord]] = []
+        self.speeds: dict[str, float] = {}
+        """Tokens a second of answers lately, by alias; newer ones count more."""
         self.latest: dict[str, int] = {}
         """The newest sample's facts, for ``status``."""
 
@@ -48,6 +60,9 @@ class Telemetry:
         """Count a request; it is in the audit log within ``SEGMENT_S``."""
         if len(self._window) < MAX_WINDOW_RECORDS:
             self._window.append(record)
+        self._window_meters.add(alias, record)
+        if record.tokens_per_s is not None and record.completion_tokens >= SPEED_TOKENS:
+            self.speeds[alias] = (self.speeds.get(alias, record.tokens_per_s) + record.tokens_per_s) / 2
         if not self._segment:
             self._timers.after(SEGMENT_S, Tick.SEGMENT)
         self._segment.append((alias, model, record))
@@ -67,10 +82,22 @@ class Telemetry:
         health = self.measure()
         health |= summarize(self._window)
         health["window_s"] = round(now - self._since_s)
+        meters, self._window_meters = self._window_meters, Meters()
+        self._meters.merge(meters)
         self._window, self._since_s = [], now
         self.latest = health
         facts: dict[str, str | int | bool | None] = {**health, "online": online, "loaded": ",".join(sorted(loaded))}
         self._journal.append(Stream.TELEMETRY, "sample", facts, spare=True)
+        for measured in meters.rows()[:MAX_METER_ROWS]:
+            measured["window_s"] = health["window_s"]
+            self._journal.append(Stream.TELEMETRY, METERS_KIND, measured, spare=True)
+
+    def all_meters(self) -> Meters:
+        """Return what was counted since the agent started."""
+        both = Meters()
+        both.merge(self._meters)
+        both.merge(self._window_meters)
+        return both
 
     def measure(self) -> dict[str, int]:
         """Return what the board's sensors say now."""

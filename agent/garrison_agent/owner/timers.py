@@ -21,6 +21,12 @@ class Timers:
         self._count += 1
         heapq.heappush(self._heap, (self._monotonic_s() + delay_s, self._count, event))
 
+    def move(self, delay_s: float, event: OwnerEvent) -> None:
+        """Have ``event`` handled in ``delay_s``, and no more at the time that was set for it before."""
+        self._heap = [entry for entry in self._heap if entry[2] != event]
+        heapq.heapify(self._heap)
+        self.after(delay_s, event)
+
     def next_s(self) -> float | None:
         """Return the time until the next event, 0 if it is due, None if there is none."""
         return max(0.0, self._heap[0][0] - self._monotonic_s()) if self._heap else None

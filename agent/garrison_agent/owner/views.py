@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 
@@ -16,9 +17,12 @@ from garrison_agent.api.commands import (
     RegistryStatus,
     StatusView,
     StreamStatus,
+    VariantsView,
+    VariantView,
     model_view,
     trust_checks,
     trust_view,
+    unknown_model,
 )
 from garrison_agent.core.desired import Applied
 from garrison_agent.core.slot import Phase, Slot
@@ -33,9 +37,10 @@ from garrison_agent.owner.timekeeper import Timekeeper
 from garrison_agent.owner.trust import Trust
 from garrison_agent.owner.uplink import AGENT_VERSION
 from garrison_agent.owner.workers import Workers
+from garrison_agent.registry.selection import explain_variants
 from garrison_protocol.errors import GarrisonError
 from garrison_protocol.manifest import Manifest, PackageRef, Variant
-from garrison_protocol.messages.report import RegistryView
+from garrison_protocol.messages.report import Inventory, RegistryView
 from garrison_protocol.states import DeploymentState, Engine, Freshness
 
 _MIB = 1024 * 1024
@@ -72,6 +77,8 @@ class Views:
         online: Callable[[], bool],
         offline_because: Callable[[], str],
         disk_reserve_bytes: int,
+        inventory: Callable[[], Inventory],
+        memory_budget_mb: int,
     ) -> None:
         self._device = device
         self._broker = broker
@@ -91,6 +98,8 @@ class Views:
         self._online = online
         self._offline_because = offline_because
         self._disk_reserve_bytes = disk_reserve_bytes
+        self._inventory = inventory
+        self._memory_budget_mb = memory_budget_mb
 
     def status(self) -> StatusView:
         """Return everything ``garrison-agent status`` shows."""
@@ -151,6 +160,57 @@ class Views:
                 )
         return list(views.values())
 
+    def variants(self, name: str) -> VariantsView:
+        """Return every build of the package called ``name``, and whether it fits this board.
+
+        Raises:
+            NotFoundError: ``model.unknown``.
+        """
+        alias, manifest = self._manifest(name)
+        board, builds = self._inventory(), {variant.name: variant for variant in manifest.variants}
+        return VariantsView(
+            id=manifest.id,
+            alias=alias,
+            architecture=board.architecture,
+            cpu_features=list(board.cpu_features),
+            engines=list(board.engines),
+            memory_mb=board.memory_mb,
+            memory_budget_mb=self._memory_budget_mb,
+            disk_free_mb=max(0, self._shelf.blobs.free_bytes() - self._disk_reserve_bytes) // _MIB,
+            variants=[
+                VariantView(
+                    name=fit.name,
+                    engine=builds[fit.name].runtime.engine.value,
+                    device_type=builds[fit.name].runtime.device_type.value,
+                    execution_provider=builds[fit.name].runtime.execution_provider,
+                    quantization=builds[fit.name].quantization,
+                    memory_mb=fit.memory_mb,
+                    size_bytes=fit.size_bytes,
+                    missing_bytes=self._shelf.missing_bytes(builds[fit.name]),
+                    fits=fit.fits,
+                    chosen=fit.chosen,
+                    reasons=list(fit.reasons),
+                )
+                for fit in explain_variants(manifest, board, self._memory_budget_mb)
+            ],
+        )
+
+    def _manifest(self, name: str) -> tuple[str, Manifest]:
+        """Return alias and manifest of the package called ``name``; one that was rejected here has them too."""
+        found: list[tuple[str, Manifest]] = []
+        for slot in self._deployments.slots.values():
+            for ref in (slot.package, *([slot.serving.package] if slot.serving is not None else [])):
+                with contextlib.suppress(GarrisonError):  # its manifest is not here, or being repaired
+                    found.append((slot.alias, self._shelf.manifest(ref)))
+        found += [(package.manifest.alias, package.manifest) for package in self._shelf.packages()]
+        for alias, manifest in found:
+            if name == alias:
+                return alias, manifest
+        for alias, manifest in found:
+            if name in (manifest.id, manifest.name):
+                return alias, manifest
+        raise unknown_model(name, [known for alias, manifest in found for known in (alias, manifest.id)])
+
     def cache(self) -> CacheView:
         """Return what the model store holds."""
         status = self._cache_status()
@@ -196,7 +256,8 @@ class Views:
     def _alias(self, slot: Slot) -> AliasStatus:
         serving = slot.serving
         done, total = self._deployments.progress(slot)
-        since = None if serving is None else self._workers.ready_since(slot.alias, serving.package)
+        here = [one for one in self._workers.loaded() if serving is not None and one.package == serving.package]
+        loaded = next((one for one in here if one.alias == slot.alias), None)
         return AliasStatus(
             alias=slot.alias,
             package=slot.package.id,
@@ -204,7 +265,7 @@ class Views:
             state=slot.state.value,
             loaded=slot.phase is Phase.READY,
             serving=None if serving is None else serving.package.id,
-            serving_since=None if since is None else int(since),
+            serving_since=None if loaded is None else int(loaded.ready_at),
             rollout=slot.rollout,
             variant=slot.variant,
             error_code=slot.error_code,
@@ -212,6 +273,10 @@ class Views:
             progress_bytes=done,
             total_bytes=total,
             endpoint=self._endpoint(slot),
+            worker=slot.phase.value,
+            worker_failure=None if slot.failure is None else f"{slot.failure.code}: {slot.failure.message}",
+            memory_mb=None if loaded is None else loaded.memory_mb,
+            load_ms=None if loaded is None else loaded.load_ms,
         )
 
     def _endpoint(self, slot: Slot) -> str | None:
@@ -315,9 +380,14 @@ class Views:
             detail = f"{slot.package.id} is {slot.state.value}"
             if slot.error_code:
                 detail += f": {slot.error_code}: {slot.error_message}"
-            if slot.state is DeploymentState.DOWN or slot.phase in (Phase.BACKOFF, Phase.REPAIRING):
+            if slot.state is DeploymentState.DOWN or slot.phase in (Phase.BACKOFF, Phase.REPAIRING, Phase.FAILED):
                 fix = "see the agent's log; it tries again by itself"
-                checks.append(Check(name=name, outcome="fail", detail=f"{detail}; its worker is {slot.phase}", fix=fix))
+                if slot.phase is Phase.FAILED:
+                    fix = f"find the cause, then: garrison-agent model load {slot.alias}; by itself it tries rarely"
+                detail += f"; its worker is {slot.phase}"
+                if slot.failure is not None:
+                    detail += f" ({slot.failure.code}: {slot.failure.message})"
+                checks.append(Check(name=name, outcome="fail", detail=detail, fix=fix))
             elif slot.state in _ENDED_BADLY:
                 checks.append(Check(name=name, outcome="warn", detail=detail, fix="create a new rollout"))
             else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +14,7 @@ from garrison_agent.registry.download import download_variant, repair_blob, repa
 from garrison_agent.registry.source import Source
 from garrison_agent.registry.trust import Refresh
 from garrison_agent.registry.verifier import Verifier
-from garrison_agent.runtimes.gate import run_gate
+from garrison_agent.runtimes.gate import read_health, run_gate
 from garrison_protocol.canonical import sha256_hex
 from garrison_protocol.errors import GarrisonError, RefusedError
 from garrison_protocol.manifest import (
@@ -97,6 +97,10 @@ class BoardWork:
         """As ``runtimes.gate.run_gate``."""
         result = run_gate(socket, model_id, evaluation, limits, rss_mb=rss_mb, cancelled=cancelled)
         return result.summary, result.failure_code, result.message
+
+    def health(self, socket: Path, timeout_s: float) -> Mapping[str, object] | None:
+        """As ``runtimes.gate.read_health``."""
+        return read_health(socket, timeout_s)
 
     def repair(self, package: PackageRef, variant: str, report: Report, cancelled: IsCancelled) -> int:
         """Fetch the manifest again if it is damaged, then whatever chunks are; return how many were."""

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from garrison_agent.core.residency import Resident
+from garrison_agent.api.traffic import Traffic
+from garrison_agent.core.estimate import Measured
 from garrison_agent.core.slot import WorkerExited, WorkerFailed, WorkerReady
 from garrison_agent.events import Post, WorkerSaid
+from garrison_agent.owner.estimates import Estimates
 from garrison_agent.runtimes.spec import WorkerSpec
-from garrison_agent.runtimes.status import Exited, Failed, Ready, WorkerEvent
+from garrison_agent.runtimes.status import Exited, Failed, Ready, RequestDone, WorkerEvent
 from garrison_protocol.errors import GarrisonError
 from garrison_protocol.manifest import PackageRef
 
@@ -37,22 +39,22 @@ class WorkerProcess(Protocol):
         """End the child at once."""
         ...
 
+    def kill_stalled(self, message: str) -> None:
+        """End the child at once because it does not get on; its ``Exited`` says so."""
+        ...
+
     def rss_mb(self) -> float | None:
         """Return its resident memory, None when it is gone."""
         ...
 
-
-@dataclass(frozen=True)
-class Plan:
-    """What to run, and how much memory (MiB) the manifest says it takes."""
-
-    spec: WorkerSpec
-    memory_mb: int
+    def peak_mb(self) -> int | None:
+        """Return the peak of its resident memory since it was ready, None when it is gone."""
+        ...
 
 
 Build = Callable[[WorkerSpec, Callable[[WorkerEvent], None]], WorkerProcess]
-Prepare = Callable[[PackageRef, str, Path], Plan]
-"""Returns the plan for a package's variant and a socket; raises GarrisonError where the disk lacks it."""
+Prepare = Callable[[PackageRef, str, Path], WorkerSpec]
+"""Returns what to run for a package's variant and a socket; raises GarrisonError where the disk lacks it."""
 
 
 @dataclass
@@ -65,16 +67,51 @@ class _Running:
     """None: it waits until an older worker of the alias has left memory."""
     variant: str = ""
     memory_mb: int = 0
+    """What it is expected to take, or has taken at most."""
+    tokens: int = 0
+    """The context that it holds, all sequences together."""
     ready_at: float | None = None
     """Unix seconds."""
+    load_ms: int = 0
+    kv_bytes_per_token: int = 0
+    requests: int = 0
     stopping: bool = False
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A worker that is ready: its alias, package, and what it takes."""
+
+    generation: int
+    alias: str
+    package: PackageRef
+    variant: str
+    socket: Path
+    memory_mb: int
+    ready_at: float
+    """Unix seconds."""
+    load_ms: int
 
 
 class Workers:
     """Starts and stops workers; turns their events into a slot's. Owner thread only."""
 
-    def __init__(self, sockets: Path, build: Build, prepare: Prepare, post: Post, wall_s: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        sockets: Path,
+        build: Build,
+        prepare: Prepare,
+        post: Post,
+        wall_s: Callable[[], float],
+        *,
+        estimates: Estimates,
+        traffic: Traffic,
+        budget_mb: int,
+    ) -> None:
         """``sockets`` is the folder of the workers' sockets, which must exist and whose path must be short."""
+        self._estimates = estimates
+        self._traffic = traffic
+        self._budget_mb = budget_mb
         self._sockets = sockets
         self._build = build
         self._prepare = prepare
@@ -84,14 +121,23 @@ class Workers:
         self._generation = 0
 
     def start(self, alias: str, package: PackageRef, variant: str) -> None:
-        """Start a worker, unless one is there. It waits for workers of the alias that are on their way out."""
+        """Start a worker, unless one is there.
+
+        It waits for workers that are on their way out: of the same alias in any case, of others where both together
+        would take more than the budget.
+        """
         if self._find(alias, package) is not None:
             return
         self._generation += 1
         socket = self._sockets / f"{self._generation}.sock"
         running = _Running(alias, package, self._generation, socket, variant=variant)
+        try:
+            running.memory_mb = self._estimates.need_mb(package, variant)
+            running.tokens = self._estimates.tokens(package, variant)
+        except GarrisonError:
+            pass  # what is wrong on the disk is found, and said, when it is launched
         self._running[self._generation] = running
-        if not self._leaving(alias):
+        if not self._must_wait(running):
             self._launch(running)
 
     def stop(self, alias: str, package: PackageRef) -> None:
@@ -99,9 +145,12 @@ class Workers:
         running = self._find(alias, package)
         if running is None:
             return
+        if running.ready_at is not None:
+            self._measure(running)
         running.stopping = True
         if running.process is None:
             del self._running[running.generation]
+            self._launch_waiting()
         else:
             running.process.stop(STOP_GRACE_S)
 
@@ -112,15 +161,24 @@ class Workers:
             return None
         word: SlotWord | None = None
         match said.event:
-            case Ready(load_ms=load_ms, rss_mb=rss_mb):
+            case RequestDone():
+                running.requests += 1
+            case Ready(load_ms=load_ms, rss_mb=rss_mb, metadata=metadata):
                 running.ready_at = self._wall_s()
+                running.load_ms = round(load_ms)
+                kv = metadata.get("kv_bytes_per_token")
+                running.kv_bytes_per_token = kv if isinstance(kv, int) else 0
+                self._measure(running)
                 word = WorkerReady(running.package, round(load_ms), round(rss_mb))
             case Failed(code=code, message=message):
                 word = WorkerFailed(running.package, code, message)
-            case Exited(returncode=returncode):
+            case Exited(returncode=returncode, code=code, message=message):
                 del self._running[said.generation]
-                self._launch_waiting(running.alias)
-                word = WorkerExited(running.package, -1 if returncode is None else returncode)
+                self._traffic.forget(running.socket)
+                self._launch_waiting()
+                if message and running.ready_at is not None:
+                    message += f"; it had taken up to {running.memory_mb} MiB"
+                word = WorkerExited(running.package, -1 if returncode is None else returncode, code, message)
         return None if word is None or running.stopping else (running.alias, word)
 
     def owner_of(self, generation: int) -> tuple[str, PackageRef] | None:
@@ -133,11 +191,6 @@ class Workers:
         running = self._find(alias, package)
         return None if running is None or running.ready_at is None else running.socket
 
-    def ready_since(self, alias: str, package: PackageRef) -> float | None:
-        """Return since when (Unix seconds) the worker is ready, else None."""
-        running = self._find(alias, package)
-        return None if running is None else running.ready_at
-
     def rss_mb(self, alias: str, package: PackageRef) -> float | None:
         """Return the worker's resident memory in MiB, None where it does not run."""
         running = self._find(alias, package)
@@ -147,9 +200,38 @@ class Workers:
         """Tell whether no process of this package is left, not even one that is stopping."""
         return not any(one.alias == alias and one.package == package for one in self._running.values())
 
-    def residents(self) -> list[Resident]:
-        """Return what is in memory or on its way there; what is leaving does not count."""
-        return [Resident(one.alias, one.memory_mb) for one in self._running.values() if not one.stopping]
+    def memory_mb(self) -> list[tuple[str, PackageRef, int]]:
+        """Return alias, package, and size of what is in memory or on its way there; what is leaving does not count."""
+        return [(one.alias, one.package, one.memory_mb) for one in self._running.values() if not self._is_leaving(one)]
+
+    def loaded(self) -> list[Loaded]:
+        """Return the workers that are ready."""
+        return [
+            Loaded(
+                one.generation,
+                one.alias,
+                one.package,
+                one.variant,
+                one.socket,
+                one.memory_mb,
+                one.ready_at,
+                one.load_ms,
+            )
+            for one in self._running.values()
+            if one.ready_at is not None and not one.stopping
+        ]
+
+    def measure(self) -> None:
+        """Look at what the workers have taken so far, and keep it for the next start."""
+        for running in self._running.values():
+            if running.ready_at is not None:
+                self._measure(running)
+
+    def stalled(self, generation: int, message: str) -> None:
+        """End a worker that does not get on; its slot hears of a crash, for this reason."""
+        running = self._running.get(generation)
+        if running is not None and running.process is not None:
+            running.process.kill_stalled(message)
 
     @property
     def count(self) -> int:
@@ -177,15 +259,31 @@ class Workers:
                 return one
         return None
 
-    def _leaving(self, alias: str) -> bool:
-        return any(one.alias == alias and one.stopping for one in self._running.values())
+    def _is_leaving(self, one: _Running) -> bool:
+        return one.stopping or self._traffic.look(one.socket).retired
 
-    def _launch_waiting(self, alias: str) -> None:
-        if self._leaving(alias):
-            return
+    def _must_wait(self, running: _Running) -> bool:
+        leaving = [one for one in self._running.values() if self._is_leaving(one)]
+        if any(one.alias == running.alias for one in leaving):
+            return True
+        launched = [one for one in self._running.values() if one.process is not None]
+        return bool(leaving) and running.memory_mb + sum(one.memory_mb for one in launched) > self._budget_mb
+
+    def _launch_waiting(self) -> None:
         for one in list(self._running.values()):
-            if one.alias == alias and one.process is None:
+            if one.process is None and not self._must_wait(one):
                 self._launch(one)
+
+    def _measure(self, running: _Running) -> None:
+        peak_mb = None if running.process is None else running.process.peak_mb()
+        if peak_mb is None:
+            return
+        measured = Measured(peak_mb, running.tokens, running.kv_bytes_per_token, running.load_ms, running.requests > 0)
+        self._estimates.learn(running.package, running.variant, measured)
+        try:
+            running.memory_mb = max(peak_mb, self._estimates.need_mb(running.package, running.variant))
+        except GarrisonError:
+            running.memory_mb = max(peak_mb, running.memory_mb)  # its manifest is being repaired
 
     def _launch(self, running: _Running) -> None:
         generation = running.generation
@@ -194,11 +292,10 @@ class Workers:
             self._post(WorkerSaid(generation, event))
 
         try:
-            plan = self._prepare(running.package, running.variant, running.socket)
+            spec = self._prepare(running.package, running.variant, running.socket)
         except GarrisonError as error:
             on_event(Failed(error.code, error.message))
             on_event(Exited(None))
             return
-        running.memory_mb = plan.memory_mb
-        running.process = self._build(plan.spec, on_event)
+        running.process = self._build(spec, on_event)
         running.process.start()

@@ -1,0 +1,240 @@
+"""One client's connection: uvicorn's HTTP protocol with the bounds that it leaves to a proxy in front of it.
+
+A board has no proxy. Headers are bounded in size and time, a reader that takes nothing is cut off, and where too many
+connections are open, the one that has been idle for longest gives way. Everything runs on the API's event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import httptools
+
+from garrison_agent.api.guards import peer_of
+from garrison_agent.http_server import HttpToolsProtocol
+
+PEER_STATE = "garrison.peer"
+"""Key in the ASGI scope's ``state`` under which the unix door puts the ``Peer``."""
+
+MAX_CONNECTIONS = 512
+"""Of one door."""
+MAX_HEADER_BYTES = 64 * 1024
+HEADER_S = 15.0
+"""From the first byte of a request (or the begin of the connection) to the end of its headers."""
+READER_S = 60.0
+"""A client that has taken no byte for so long, while there are some for it, is cut off after at most twice that."""
+MAX_PIPELINED = 16
+WRITE_BUFFER_BYTES = 64 * 1024
+
+
+class _HeadersTooLargeError(Exception):
+    """The request's headers exceed ``MAX_HEADER_BYTES``."""
+
+
+class ClientConnection(HttpToolsProtocol):
+    """A connection over TCP."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.idle_since_s = 0.0
+        self._header_bytes = 0
+        self._unparsed_bytes = 0
+        self._too_large = False
+        self._header_timer: asyncio.TimerHandle | None = None
+        self._reader_timer: asyncio.TimerHandle | None = None
+        self._running: Any = None
+        """The request that is being answered; uvicorn's ``cycle`` is the one that was read last."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn's own
+        """Begin; make room among the connections first, if need be."""
+        super().connection_made(transport)
+        transport.set_write_buffer_limits(WRITE_BUFFER_BYTES)  # with TLS it would be half a MiB
+        self.idle_since_s = self.loop.time()
+        if len(self.connections) > MAX_CONNECTIONS:
+            self._make_room()
+        self._await_headers()
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request is being answered."""
+        return self._running is None or bool(self._running.response_complete)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End; also what is being answered, where uvicorn tells only what was read last."""
+        running = self._running
+        self._stop_header_timer()
+        self._stop_reader_timer()
+        super().connection_lost(exc)
+        if running is not None and not running.response_complete:
+            running.disconnected = True
+            running.message_event.set()
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what came; refuse what is no HTTP, or has no end of headers."""
+        self._unset_keepalive_if_required()
+        in_headers = self._header_timer is not None
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._read_on(data[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self._refuse(too_large=self._too_large)
+            return
+        if in_headers and self._header_timer is not None:
+            self._unparsed_bytes += len(data)
+            if self._unparsed_bytes > MAX_HEADER_BYTES:
+                self._refuse(too_large=True)
+        elif self.idle:  # blank lines, or the rest of a body that nobody wants
+            self._await_headers()
+
+    def on_message_begin(self) -> None:
+        """Begin to read a request."""
+        super().on_message_begin()
+        self._header_bytes = self._unparsed_bytes = 0
+        self._await_headers()
+
+    def on_url(self, url: bytes) -> None:
+        """Take in a part of the address."""
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take in one header."""
+        self._count(len(name) + len(value))
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """Begin to answer, or queue the request behind those before it."""
+        self._stop_header_timer()
+        super().on_headers_complete()
+        if self.parser.should_upgrade():
+            self.cycle.keep_alive = False  # the parser reads nothing behind its body
+        if self.pipeline:
+            if len(self.pipeline) > MAX_PIPELINED:
+                self.transport.abort()
+            else:
+                self.flow.resume_reading()  # else nobody would see that the client goes away
+
+    def on_message_complete(self) -> None:
+        """End the request; where another protocol was offered, its body has yet to come."""
+        if not self.parser.should_upgrade() or self._framing() is None:
+            super().on_message_complete()
+
+    def _framing(self) -> bytes | None:
+        """Return the header that says how long the body is."""
+        for name, value in self.headers:
+            if name in (b"content-length", b"transfer-encoding") and value != b"0":
+                return name + b": " + value
+        return None
+
+    def _read_on(self, data: bytes) -> None:
+        """Read the body of a request that offered another protocol, as Java's client does; HTTP/1.1 is spoken on.
+
+        The parser takes the offer for accepted, so another one is told how long the body is.
+        """
+        framing = self._framing()
+        if framing is not None:
+            self.parser = httptools.HttpRequestParser(_BodyOf(self))
+            self.parser.feed_data(b"POST / HTTP/1.1\r\n" + framing + b"\r\n\r\n" + data)
+
+    def on_response_complete(self) -> None:
+        """Go on with the next request, or wait for one."""
+        super().on_response_complete()
+        self.idle_since_s = self.loop.time()
+        if self.transport.get_write_buffer_size():
+            self._await_reader()
+
+    def pause_writing(self) -> None:
+        """The client takes less than it is sent."""
+        super().pause_writing()
+        self._await_reader()
+
+    def resume_writing(self) -> None:
+        """The client has taken most of what there was."""
+        self._stop_reader_timer()
+        super().resume_writing()
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self._running = cycle
+        self._stop_reader_timer()  # what will be written next says nothing of what was read before
+        super()._start_asgi_task(cycle, app)
+
+    def _make_room(self) -> None:
+        """Close the connection that has been idle for longest; this one itself, where every other is busy."""
+        connections: set[Any] = self.connections
+        idle = [one for one in connections if one.idle and not one.transport.is_closing()]
+        min(idle, key=lambda one: float(one.idle_since_s)).transport.abort()
+
+    def _count(self, size: int) -> None:
+        self._header_bytes += size
+        if self._header_bytes > MAX_HEADER_BYTES:
+            self._too_large = True
+            raise _HeadersTooLargeError
+
+    def _refuse(self, *, too_large: bool) -> None:
+        """Answer what no handler will see, and close."""
+        if too_large:
+            status, code = b"431 Request Header Fields Too Large", "headers_too_large"
+            message = f"the headers are longer than {MAX_HEADER_BYTES} bytes"
+        else:
+            status, code, message = b"400 Bad Request", "malformed_request", "this is no HTTP request"
+        error = {"message": message, "type": "invalid_request_error", "param": None, "code": code}
+        body = json.dumps({"error": error}, separators=(",", ":")).encode()
+        if self.idle:
+            self.transport.write(
+                b"HTTP/1.1 %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%s"
+                % (status, len(body), body)
+            )
+            self.transport.close()
+        else:  # in the middle of another answer
+            self.transport.abort()
+
+    def _await_headers(self) -> None:
+        if self._header_timer is None:
+            self._header_timer = self.loop.call_later(HEADER_S, self.transport.abort)
+
+    def _stop_header_timer(self) -> None:
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
+
+    def _await_reader(self) -> None:
+        if self._reader_timer is None:
+            self._look_again(self.transport.get_write_buffer_size())
+
+    def _look_again(self, left: int) -> None:
+        self._reader_timer = self.loop.call_later(READER_S, self._look_at_reader, left)
+
+    def _look_at_reader(self, left_before: int) -> None:
+        self._reader_timer = None
+        left = self.transport.get_write_buffer_size()
+        if left == 0:
+            return
+        if left >= left_before:
+            self.transport.abort()
+        else:
+            self._look_again(left)
+
+    def _stop_reader_timer(self) -> None:
+        if self._reader_timer is not None:
+            self._reader_timer.cancel()
+            self._reader_timer = None
+
+
+class _BodyOf:
+    """Passes on what a parser finds of a body; the method names are httptools' callbacks."""
+
+    def __init__(self, connection: ClientConnection) -> None:
+        self.on_body = connection.on_body
+        self.on_message_complete = connection.on_message_complete
+
+
+class UnixConnection(ClientConnection):
+    """A connection over the unix socket: each request says who is at the other end."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn's own
+        """Begin, and ask the kernel who connected."""
+        super().connection_made(transport)
+        self.app_state = {**self.app_state, PEER_STATE: peer_of(transport.get_extra_info("socket"))}
