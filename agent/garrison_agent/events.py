@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from garrison_agent.api.carrier import Carrier
 from garrison_agent.api.commands import Command
@@ -14,6 +15,9 @@ from garrison_agent.registry.trust import Refresh
 from garrison_agent.runtimes.status import WorkerEvent
 from garrison_protocol.bundle import Head, Kind
 from garrison_protocol.errors import GarrisonError
+
+if TYPE_CHECKING:  # an idle board does without
+    from garrison_agent.api.cache_check import FileCheck
 
 
 class Tick(StrEnum):
@@ -30,6 +34,8 @@ class Tick(StrEnum):
     CERTIFICATE = "certificate"
     ANCHOR = "anchor"
     REPEAT = "repeat"
+    IDLE = "idle"
+    STALL = "stall"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +55,27 @@ class WorkerSaid:
 
 
 @dataclass(frozen=True, slots=True)
+class HealthSeen:
+    """What a worker said of itself when it was asked; None: nothing in time."""
+
+    generation: int
+    health: Mapping[str, object] | None
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     """Bytes of a download or repair so far. Not saved: the files on disk are the truth."""
 
     alias: str
     done: int
     total: int
+
+
+@dataclass(frozen=True, slots=True)
+class CacheChecked:
+    """A check of installed files has ended; ``files`` is what was found until then."""
+
+    files: tuple[FileCheck, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +161,7 @@ class Bug:
 OwnerEvent = (
     SlotEvent
     | WorkerSaid
+    | HealthSeen
     | Progress
     | Connected
     | Disconnected
@@ -149,6 +171,7 @@ OwnerEvent = (
     | AnchorAnswered
     | CertificateTried
     | BundleRead
+    | CacheChecked
     | Asked
     | Tick
     | Stop

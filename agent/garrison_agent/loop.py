@@ -13,15 +13,18 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from garrison_agent.api.routes import RouteTable
+from garrison_agent.api.traffic import Traffic
 from garrison_agent.core.slot import Now, Phase
 from garrison_agent.events import (
     AnchorAnswered,
     Asked,
     Bug,
     BundleRead,
+    CacheChecked,
     CertificateTried,
     Connected,
     Disconnected,
+    HealthSeen,
     Message,
     MetadataChecked,
     NumbersLow,
@@ -34,8 +37,10 @@ from garrison_agent.events import (
 )
 from garrison_agent.outbox.journal import Journal
 from garrison_agent.owner.anchor import Anchors
+from garrison_agent.owner.applications import Applications
 from garrison_agent.owner.ballast import BallastWatch
 from garrison_agent.owner.bundle_import import BundleImport
+from garrison_agent.owner.cache_checks import CacheChecks
 from garrison_agent.owner.certificate import Certificate
 from garrison_agent.owner.commands import Commands
 from garrison_agent.owner.deployments import Deployments
@@ -44,6 +49,8 @@ from garrison_agent.owner.inbound import Inbound
 from garrison_agent.owner.jobs import Jobs
 from garrison_agent.owner.numbers import ConnectionNumbers
 from garrison_agent.owner.repeats import Repeats
+from garrison_agent.owner.residency import Residency
+from garrison_agent.owner.stalls import Stalls
 from garrison_agent.owner.telemetry import Telemetry
 from garrison_agent.owner.timekeeper import Timekeeper
 from garrison_agent.owner.timers import Timers
@@ -88,6 +95,9 @@ class Parts:
     ballast: BallastWatch
     timers: Timers
     workers: Workers
+    traffic: Traffic
+    residency: Residency
+    stalls: Stalls
     jobs: Jobs
     trust: Trust
     timekeeper: Timekeeper
@@ -100,6 +110,8 @@ class Parts:
     repeats: Repeats
     certificate: Certificate
     imports: BundleImport
+    cache_checks: CacheChecks
+    applications: Applications
     commands: Commands
     numbers: ConnectionNumbers
     routes: Routes
@@ -180,6 +192,7 @@ class Owner:
         _unless_full(self._parts.ballast.look)
         _unless_full(self._parts.imports.settle)
         self._parts.commands.settle()
+        self._parts.residency.settle()
         self._parts.uplink.pump()
 
     def _dispatch(self, event: OwnerEvent) -> None:
@@ -189,6 +202,8 @@ class Owner:
                 parts.deployments.deliver(alias, slot_event)
             case WorkerSaid():
                 self._worker_said(event)
+            case HealthSeen():
+                parts.stalls.seen(event)
             case Progress():
                 parts.deployments.progressed(event)
                 parts.uplink.progressed()
@@ -198,6 +213,8 @@ class Owner:
                 self._metadata_checked(event)
             case BundleRead():
                 _unless_full(lambda: parts.imports.read(event))
+            case CacheChecked():
+                parts.cache_checks.finished(event)
             case AnchorAnswered():
                 parts.anchors.answered(event)
                 self._judge_leases()
@@ -224,6 +241,8 @@ class Owner:
     def _worker_said(self, event: WorkerSaid) -> None:
         parts = self._parts
         if isinstance(event.event, RequestDone):
+            parts.workers.said(event)
+            parts.applications.request_done(event.event.record)
             served = parts.workers.owner_of(event.generation)
             if served is not None:
                 parts.telemetry.request_done(served[0], served[1].id, event.event.record)
@@ -256,7 +275,12 @@ class Owner:
         if tick in self._every:
             parts.timers.after(self._every[tick], tick)
         match tick:
+            case Tick.IDLE:
+                parts.residency.due()
+            case Tick.STALL:
+                parts.stalls.look()
             case Tick.SAMPLE:
+                parts.workers.measure()
                 loaded = [slot.alias for slot in parts.deployments.slots.values() if slot.phase is Phase.READY]
                 _unless_full(lambda: parts.telemetry.sample(online=parts.uplink.online, loaded=loaded))
             case Tick.SEGMENT:
@@ -302,6 +326,7 @@ class Owner:
         self._notify("STOPPING=1")
         parts.jobs.cancel_all()
         parts.imports.stop()
+        parts.cache_checks.stop()
         parts.commands.stop()
         _unless_full(parts.telemetry.write_segment)
         _unless_full(parts.inbound.count)

@@ -9,10 +9,11 @@ import signal
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from garrison_agent.adapters.carried_renewal import CarriedRenewal
 from garrison_agent.adapters.database import Database
@@ -26,25 +27,31 @@ from garrison_agent.adapters.slots import SlotStore
 from garrison_agent.adapters.systemd import notify, watchdog_interval_s
 from garrison_agent.api.commands import Command
 from garrison_agent.api.server import LocalApi
+from garrison_agent.api.traffic import Traffic
 from garrison_agent.config import AgentConfig
-from garrison_agent.core.slot import Now
+from garrison_agent.core.slot import Now, Slot
 from garrison_agent.events import Asked, Bug, Connected, Disconnected, Message, NumbersLow, OwnerEvent, Post, Stop, Tick
 from garrison_agent.identity import Identity, pin_server_ca, tidy
 from garrison_agent.loop import Owner, Parts, Routes
 from garrison_agent.outbox.journal import Journal
 from garrison_agent.owner.anchor import Anchors, Carrier
+from garrison_agent.owner.applications import Applications
 from garrison_agent.owner.ballast import BallastWatch
 from garrison_agent.owner.bundle_export import BundleExport, Renewals
 from garrison_agent.owner.bundle_import import BundleImport
+from garrison_agent.owner.cache_checks import CacheChecks
 from garrison_agent.owner.certificate import Certificate, Renew
 from garrison_agent.owner.commands import Commands
 from garrison_agent.owner.deployments import Deployments
 from garrison_agent.owner.effects import Effects
+from garrison_agent.owner.estimates import Estimates
 from garrison_agent.owner.inbound import Inbound
 from garrison_agent.owner.jobs import Jobs, Work
 from garrison_agent.owner.numbers import ConnectionNumbers
 from garrison_agent.owner.repeats import Repeats
+from garrison_agent.owner.residency import Residency
 from garrison_agent.owner.shelf import Shelf
+from garrison_agent.owner.stalls import Stalls
 from garrison_agent.owner.telemetry import Telemetry
 from garrison_agent.owner.timekeeper import Timekeeper
 from garrison_agent.owner.timers import Timers
@@ -52,22 +59,27 @@ from garrison_agent.owner.trust import NOT_ANCHORED, Trust
 from garrison_agent.owner.uplink import Uplink
 from garrison_agent.owner.views import Views, registry_view
 from garrison_agent.owner.work import BoardWork
-from garrison_agent.owner.workers import Build, Plan, Workers
+from garrison_agent.owner.workers import Build, Workers
+from garrison_agent.planning import context_of, default_threads, planner
 from garrison_agent.registry.bundle_source import Plugged
 from garrison_agent.registry.fallback_source import FallbackSource, Route, RoutedVerifier
 from garrison_agent.registry.files import BlobStore
 from garrison_agent.registry.http_source import HttpSource
 from garrison_agent.registry.mqtt_source import MqttSource
 from garrison_agent.registry.verifier import TrustVerifier
+from garrison_agent.runtimes.cgroups import take_over
 from garrison_agent.runtimes.process import Worker
-from garrison_agent.runtimes.spec import WorkerFile, WorkerSpec
 from garrison_protocol import topics
 from garrison_protocol.errors import InvalidError
 from garrison_protocol.fleet import Fleet
 from garrison_protocol.keys import SigningKey
-from garrison_protocol.manifest import PackageRef
 from garrison_protocol.messages.fetch import FetchKind
 from garrison_protocol.messages.report import Inventory, Report, Status
+
+if TYPE_CHECKING:  # a board without upstreams does without
+    from garrison_agent.api.upstreams import Upstreams
+
+_LOG = logging.getLogger(__name__)
 
 THIN_EVERY_S = 600.0
 AUTO_MEMORY_SHARE = 0.8
@@ -181,13 +193,44 @@ def build_parts(
     journal = Journal(database, device, now_ms=lambda: round(wall_s() * 1000))
     repeats = Repeats(journal, timers)
     numbers = ConnectionNumbers(database, lambda: post(NumbersLow()))
+    estimates = Estimates(database, shelf, context_of(config), memory_budget_mb)
+    traffic = Traffic(monotonic_s, on_busy=lambda: post(Tick.STALL), on_idle=lambda: post(Tick.IDLE))
     workers = Workers(
-        config.runtime_dir / "workers", build_worker, _planner(config, shelf, board.cpu_count), post, wall_s
+        config.runtime_dir / "workers",
+        build_worker,
+        planner(config, shelf, estimates, default_threads(config)),
+        post,
+        wall_s,
+        estimates=estimates,
+        traffic=traffic,
+        budget_mb=memory_budget_mb,
+    )
+    residency = Residency(
+        workers=workers,
+        estimates=estimates,
+        traffic=traffic,
+        timers=timers,
+        slots=lambda: deployments,
+        now=now,
+        budget_mb=memory_budget_mb,
+        keep_alive_s=config.runtime.keep_alive_s,
+        pinned=config.runtime.pinned,
+    )
+    stalls = Stalls(
+        workers=workers,
+        traffic=traffic,
+        timers=timers,
+        jobs=jobs,
+        post=post,
+        ask=work.health,
+        monotonic_s=monotonic_s,
+        timeout_s=config.runtime.stall_timeout_s,
     )
     timekeeper = Timekeeper(database=database, journal=journal, now=now)
     trust = Trust(database=database, journal=journal, jobs=jobs, work=work, post=post, time=timekeeper, pin=pin_cas)
     effects = Effects(
         workers=workers,
+        residency=residency,
         jobs=jobs,
         work=work,
         trust=trust,
@@ -196,7 +239,6 @@ def build_parts(
         timers=timers,
         post=post,
         inventory=lambda: board,
-        memory_budget_mb=memory_budget_mb,
         disk_reserve_bytes=disk_reserve_bytes,
     )
     deployments = Deployments(
@@ -284,7 +326,11 @@ def build_parts(
         online=lambda: uplink.online,
         offline_because=lambda: uplink.offline_because,
         disk_reserve_bytes=disk_reserve_bytes,
+        inventory=lambda: board,
+        memory_budget_mb=memory_budget_mb,
     )
+    applications = Applications(database=database, journal=journal, wall_s=wall_s, monotonic_s=monotonic_s)
+    cache_checks = CacheChecks(shelf=shelf, deployments=deployments, journal=journal, jobs=jobs, work=work, post=post)
     imports = BundleImport(
         device=device,
         journal=journal,
@@ -316,13 +362,19 @@ def build_parts(
         views=views,
         imports=imports,
         exports=exports,
-        memory_budget_mb=memory_budget_mb,
+        cache_checks=cache_checks,
+        applications=applications,
+        telemetry=telemetry,
+        residency=residency,
     )
     return Parts(
         journal=journal,
         ballast=BallastWatch(database, journal),
         timers=timers,
         workers=workers,
+        traffic=traffic,
+        residency=residency,
+        stalls=stalls,
         jobs=jobs,
         trust=trust,
         timekeeper=timekeeper,
@@ -335,6 +387,8 @@ def build_parts(
         repeats=repeats,
         certificate=certificate,
         imports=imports,
+        cache_checks=cache_checks,
+        applications=applications,
         commands=commands,
         numbers=numbers,
         routes=routes,
@@ -343,6 +397,7 @@ def build_parts(
 
 def _build(config: AgentConfig, identity: Identity, database: Database, inbox: queue.SimpleQueue[OwnerEvent]) -> Owner:
     post = inbox.put
+    groups = take_over()
     tidy(config.state_dir)
 
     def judge_at() -> datetime:
@@ -405,7 +460,7 @@ def _build(config: AgentConfig, identity: Identity, database: Database, inbox: q
             plugged,
             over_mqtt.blamed,
         ),
-        build_worker=Worker,
+        build_worker=lambda spec, on_event: Worker(spec, on_event, groups),
         spawn=_spawn,
         post=post,
         now=clock,
@@ -447,10 +502,17 @@ def _build(config: AgentConfig, identity: Identity, database: Database, inbox: q
     api = LocalApi(
         host=config.api.host,
         port=config.api.port,
-        tcp_open=config.api.tcp == "open",
+        tcp_open=config.api.tcp != "off",
+        tcp_keys=config.api.tcp == "keys",
+        tls=config.api.tls,
+        names=config.api.names,
+        request_timeout_s=config.api.request_timeout_s,
         socket=config.socket_path,
         table=lambda: routes.table,
+        traffic=parts.traffic,
+        applications=lambda: parts.applications.table,
         command=ask,
+        upstreams=_upstreams(config, parts.deployments.slots.values()),
     )
     every = {
         Tick.SAMPLE: config.telemetry.interval_s,
@@ -464,34 +526,16 @@ def _build(config: AgentConfig, identity: Identity, database: Database, inbox: q
     return Owner(inbox, parts, link=link, services=(api,), every=every, now=clock, notify=notify)
 
 
-def _planner(config: AgentConfig, shelf: Shelf, cores: int) -> Callable[[PackageRef, str, Path], Plan]:
-    """Return how to run a package: the board's defaults, where the manifest's ``model_settings`` do not say."""
-    runtime = config.runtime
+def _upstreams(config: AgentConfig, slots: Iterable[Slot]) -> Upstreams | None:
+    """Return the configured upstreams. One that has the name of a signed model is left unused, not the model."""
+    if not config.upstream:
+        return None
+    from garrison_agent.api.upstreams import Upstreams
 
-    def plan(package: PackageRef, variant_name: str, socket: Path) -> Plan:
-        manifest, variant = shelf.variant(package, variant_name)
-        settings = variant.model_settings
-        for name in ("context_length", "threads", "parallel"):
-            if not isinstance(settings.get(name, 1), int):
-                raise InvalidError("manifest.malformed", f"model_settings of {package.id}: {name} is no number")
-        context_length = int(settings.get("context_length", runtime.context_length))
-        if manifest.context_length:
-            context_length = min(context_length, manifest.context_length)
-        spec = WorkerSpec(
-            model_id=package.id,
-            engine=variant.runtime.engine,
-            files=tuple(
-                WorkerFile(file.path, file.sha256, file.size, shelf.blobs.path(file.sha256)) for file in variant.files
-            ),
-            socket=socket,
-            threads=int(settings.get("threads", runtime.threads or max(1, cores - 1))),
-            context_length=context_length,
-            parallel=int(settings.get("parallel", runtime.parallel)),
-            settings=settings,
-        )
-        return Plan(spec, variant.memory_mb)
-
-    return plan
+    signed = {name for slot in slots for name in (slot.alias, slot.package.id, slot.package.name)}
+    for clash in sorted(signed & {one.alias for one in config.upstream}):
+        _LOG.error("upstream %s is not used: a signed model has this name; give it another alias in agent.toml", clash)
+    return Upstreams(config.upstream)
 
 
 def _spawn(work: Callable[[], None]) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import textwrap
 import time
 from collections.abc import Sequence
+from typing import TextIO
 
 from garrison_protocol.errors import GarrisonError
 
@@ -26,23 +28,50 @@ def print_error(error: GarrisonError, output: str) -> None:
     if output == "json":
         print(json.dumps({"error": error.to_dict()}), file=sys.stderr)
         return
-    print(f"error: {error.message} ({error.code})", file=sys.stderr)
+    print(fold(f"error: {error.message} ({error.code})", "  ", sys.stderr), file=sys.stderr)
     if error.hint:
-        print(f"hint: {error.hint}", file=sys.stderr)
+        print(fold(f"hint: {error.hint}", "  ", sys.stderr), file=sys.stderr)
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[object]], *, right: Sequence[str] = ()) -> str:
-    """Return an aligned table; columns named in ``right`` are right-aligned. None is shown as ``-``."""
+def table(
+    heads: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    *,
+    right: Sequence[str] = (),
+    spare: Sequence[str] = (),
+) -> str:
+    """Return an aligned table; columns named in ``right`` are right-aligned. None is shown as ``-``.
+
+    On a terminal that is too narrow, columns named in ``spare`` are left out, the first of them first.
+    """
     cells = [list(heads), *([_cell(value) for value in row] for row in rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(heads))]
+    widths = {head: max(len(row[column]) for row in cells) for column, head in enumerate(heads)}
+    room = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    for head in spare:
+        if room is not None and sum(widths.values()) + 2 * (len(widths) - 1) > room:
+            widths.pop(head, None)
     lines = []
     for row in cells:
         parts = [
-            text.rjust(width) if head in right else text.ljust(width)
-            for text, width, head in zip(row, widths, heads, strict=True)
+            text.rjust(widths[head]) if head in right else text.ljust(widths[head])
+            for text, head in zip(row, heads, strict=True)
+            if head in widths
         ]
         lines.append("  ".join(parts).rstrip())
     return "\n".join(lines)
+
+
+def dim(text: str) -> str:
+    """Return ``text`` in the colour of side remarks, for standard error, if that is a terminal that has colours."""
+    plain = not sys.stderr.isatty() or "NO_COLOR" in os.environ or os.environ.get("TERM", "dumb") == "dumb"
+    return text if plain else f"\x1b[2m{text}\x1b[0m"
+
+
+def printable(text: str) -> str:
+    """Return ``text`` as a terminal may have it: what would steer the terminal is shown, not obeyed."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() or one in "\n\t" else one.encode("unicode_escape").decode() for one in text)
 
 
 def pairs(rows: Sequence[tuple[str, object]]) -> str:
@@ -67,9 +96,12 @@ def size(size_bytes: int) -> str:
     return f"{mib:.1f} MiB" if mib < 10 else f"{mib:.0f} MiB"
 
 
-def fold(text: str, indent: str) -> str:
-    """Return ``text`` for a terminal: long lines go on behind ``indent``. Where nobody looks it stays one line."""
-    if not sys.stdout.isatty():
+def fold(text: str, indent: str, out: TextIO | None = None) -> str:
+    """Return ``text`` for a terminal: long lines go on behind ``indent``. Where nobody looks it stays one line.
+
+    ``out`` is where it will be written; None: standard output.
+    """
+    if not (out or sys.stdout).isatty():
         return text
     width = shutil.get_terminal_size().columns
     if width - len(indent) < _NARROWEST:

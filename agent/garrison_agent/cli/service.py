@@ -5,9 +5,46 @@ from __future__ import annotations
 import argparse
 
 from garrison_agent.config import load_config
-from garrison_protocol.errors import GarrisonError, UnavailableError
+from garrison_protocol.errors import GarrisonError, InvalidError, UnavailableError
 
+_CHAT_OPTIONS = (
+    "system",
+    "temperature",
+    "top_p",
+    "seed",
+    "max_tokens",
+    "json_schema",
+    "keep_alive",
+    "verbose",
+)
 _OURS = ("garrison_agent", "garrison_protocol")
+COMPLETION_PREAMBLE: dict[str, str] = {
+    "bash": """_garrison_agent_models() {
+  compgen -W "$(garrison-agent model list 2>/dev/null | awk 'NR > 1 {print $1}')" -- "$1"
+}""",
+    "zsh": """_garrison_agent_models() {
+  local -a names
+  names=(${(f)"$(garrison-agent model list 2>/dev/null | awk 'NR > 1 {print $1}')"})
+  compadd -a names
+}""",
+}
+"""Shell functions that complete the names of models: the first column of the list."""
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Talk to the model that was named, or else run the agent itself."""
+    if arguments.name is None:
+        given = [name for name in _CHAT_OPTIONS if getattr(arguments, name)]
+        if given:
+            raise InvalidError(
+                "cli.model_missing",
+                f"--{given[0].replace('_', '-')} needs the name of a model",
+                hint="garrison-agent run NAME talks to a model; without a name it runs the agent itself",
+            )
+        return run_agent(arguments)
+    from garrison_agent.cli.chat import run_model
+
+    return run_model(arguments)
 
 
 def run_agent(arguments: argparse.Namespace) -> int:
@@ -38,7 +75,7 @@ def print_completion(arguments: argparse.Namespace, parser: argparse.ArgumentPar
         raise UnavailableError(
             "cli.extra_missing", "shell completion needs the package shtab", hint="pip install shtab"
         ) from error
-    print(shtab.complete(parser, arguments.shell))
+    print(shtab.complete(parser, arguments.shell, preamble=COMPLETION_PREAMBLE[arguments.shell]))
     return 0
 
 

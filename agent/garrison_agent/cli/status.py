@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 
-from garrison_agent.api.commands import AliasStatus, CertificateStatus, StatusView, TrustView
+from garrison_agent.api.commands import AliasStatus, CertificateStatus, StatusView, TrustView, UpstreamView
 from garrison_agent.cli.client import AgentClient
 from garrison_agent.cli.output import duration, fold, moment, pairs, print_json, size, table
 from garrison_agent.config import load_config
@@ -46,6 +46,7 @@ def render(view: StatusView, now: float) -> str:
             ]
         ),
         _aliases(view["aliases"]),
+        *([_upstreams(view["upstreams"])] if view.get("upstreams") else []),
         *([_leases(view["trust"])] if view["trust"]["leases"] else []),
         _trust(view["trust"]),
         table(
@@ -58,6 +59,11 @@ def render(view: StatusView, now: float) -> str:
         ),
     ]
     failures = [_failure(alias) for alias in view["aliases"] if alias["error_code"]]
+    failures += [
+        f"{alias['alias']}: its worker is {alias['worker']}: {alias['worker_failure']}"
+        for alias in view["aliases"]
+        if alias["worker"] in ("backoff", "failed") and alias["worker_failure"]
+    ]
     return "\n\n".join(blocks + (["\n".join(failures)] if failures else []))
 
 
@@ -118,6 +124,11 @@ def _aliases(aliases: list[AliasStatus]) -> str:
         for alias in aliases
     ]
     return table(["ALIAS", "PACKAGE", "STATE", "LOADED", "SERVING", "SINCE", "ENDPOINT"], rows)
+
+
+def _upstreams(upstreams: list[UpstreamView]) -> str:
+    rows = [(one["alias"], one["model"], one["url"], one["state"], one["detail"]) for one in upstreams]
+    return table(["UPSTREAM, NOT VERIFIED", "MODEL", "URL", "STATE", "DETAIL"], rows)
 
 
 def _leases(trust: TrustView) -> str:
