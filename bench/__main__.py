@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from bench import audit, download, footprint, metadata, verify
+from bench import audit, batching, download, footprint, memory, metadata, relay, stream, tensors, turns, verify
 from bench.machine import this_machine
 from bench.result import Findings, as_json, as_markdown, run
 from demo.processes import StepError
@@ -19,9 +19,15 @@ from garrison_protocol.errors import GarrisonError
 
 BENCHMARKS: dict[str, Callable[[Path], Findings]] = {
     "audit": audit.measure,
+    "batching": batching.measure,
     "download": download.measure,
     "footprint": footprint.measure,
+    "memory": memory.measure,
     "metadata": metadata.measure,
+    "relay": relay.measure,
+    "stream": stream.measure,
+    "tensors": tensors.measure,
+    "turns": turns.measure,
     "verify": verify.measure,
 }
 

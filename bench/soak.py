@@ -1,0 +1,318 @@
+"""``python -m bench.soak [--minutes 20]``: a board's local API under mixed use, cancellations, unloads, and kills.
+
+Many clients ask at once for what has one right answer; others leave in the middle; somebody unloads models and kills
+workers. In the end every answer was right or said that it failed, nothing runs on for a client that has gone, and
+memory is where it was. Exit status 1 if not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import re
+import shutil
+import signal
+import socket
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from http.client import HTTPConnection, HTTPException
+from os import kill
+from pathlib import Path
+from typing import Any
+
+from bench.machine import this_machine
+from bench.serving import FILES, TEXT, serving_board, worker_pids
+from demo.fleet import Board
+from demo.processes import StepError
+
+SEED = 20261124
+TEXT_CLIENTS = 5
+FILE_CLIENTS = 2
+LEAVERS = 2
+SAMPLE_S = 10.0
+MAX_GROWTH = 0.05
+"""Of the median memory between the second and the last quarter of the time."""
+_SCHEMA = {
+    "type": "object",
+    "properties": {"colour": {"enum": ["red", "green", "blue"]}, "count": {"type": "integer"}},
+    "required": ["colour", "count"],
+    "additionalProperties": False,
+}
+
+
+@dataclass
+class Tally:
+    """What came of all requests, and memory over time. Shared by the clients' threads."""
+
+    right: Counter[str] = field(default_factory=Counter)
+    told: Counter[str] = field(default_factory=Counter)
+    """Failures that the server named, by code."""
+    wrong: list[str] = field(default_factory=list)
+    done: Counter[str] = field(default_factory=Counter)
+    """What the saboteur did."""
+    agent_mb: list[float] = field(default_factory=list)
+    workers_mb: list[float] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add_right(self, what: str) -> None:
+        with self.lock:
+            self.right[what] += 1
+
+    def add_told(self, code: str) -> None:
+        with self.lock:
+            self.told[code] += 1
+
+    def add_wrong(self, what: str) -> None:
+        with self.lock:
+            self.wrong.append(what)
+
+
+class ToldError(Exception):
+    """The server said that it cannot answer, and why."""
+
+
+def ask(port: int, path: str, body: dict[str, Any]) -> Any:
+    """Return the JSON answer.
+
+    Raises:
+        ToldError: An error in the API's own form.
+        OSError, HTTPException, ValueError: Anything else, which a client cannot make sense of.
+    """
+    connection = HTTPConnection("127.0.0.1", port, timeout=300)
+    try:
+        connection.request("POST", path, json.dumps(body).encode(), {"content-type": "application/json"})
+        response = connection.getresponse()
+        answer = json.loads(response.read())
+    finally:
+        connection.close()
+    if response.status != 200:
+        raise ToldError(_code(answer))
+    return answer
+
+
+def stream(port: int, path: str, body: dict[str, Any]) -> str:
+    """Return the text of a streamed answer that ended as it should; raises like ``ask``."""
+    connection = HTTPConnection("127.0.0.1", port, timeout=300)
+    try:
+        connection.request("POST", path, json.dumps({**body, "stream": True}).encode())
+        response = connection.getresponse()
+        data = response.read()
+    finally:
+        connection.close()
+    if response.status != 200:
+        raise ToldError(_code(json.loads(data)))
+    text, ended = "", False
+    for event in data.decode().split("\n\n"):
+        if event == "data: [DONE]":
+            ended = True
+        elif event:
+            found = json.loads(event.removeprefix("data: "))
+            if "error" in found:
+                raise ToldError(_code(found))
+            for choice in found["choices"]:
+                text += choice.get("text") or choice.get("delta", {}).get("content") or ""
+    if not ended:
+        raise ValueError("the stream ended without [DONE] and without an error")
+    return text
+
+
+def _code(answer: Any) -> str:
+    error = answer["error"]
+    return str(error["code"]) if isinstance(error, dict) else str(error).split(":")[0]
+
+
+def run(board: Board, minutes: float, tally: Tally) -> None:
+    """Use ``board`` for ``minutes``; everything found is in ``tally``."""
+    over = threading.Event()
+    work: list[Callable[[random.Random], None]] = []
+    work += [lambda chance: _use_text(board.port, chance, tally)] * TEXT_CLIENTS
+    work += [lambda chance: _use_files(board.port, chance, tally)] * FILE_CLIENTS
+    work += [lambda chance: _leave(board.port, chance, tally)] * LEAVERS
+
+    def client(number: int) -> None:
+        chance = random.Random(SEED + number)
+        while not over.is_set():
+            try:
+                work[number](chance)
+            except ToldError as error:
+                tally.add_told(str(error))
+                over.wait(chance.uniform(0.05, 0.5))
+            except (OSError, HTTPException, ValueError, KeyError) as error:
+                tally.add_wrong(f"client {number}: {type(error).__name__}: {error}")
+
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(len(work))]
+    threads.append(threading.Thread(target=_sabotage, args=(board, over, tally)))
+    for thread in threads:
+        thread.start()
+    end_s = time.monotonic() + minutes * 60
+    while (left_s := end_s - time.monotonic()) > 0:
+        over.wait(min(SAMPLE_S, left_s))
+        tally.agent_mb.append(_rss_mb(board.agent.pid))
+        with suppress(OSError, StopIteration):  # between two workers
+            tally.workers_mb.append(sum(_anonymous_mb(pid) for pid in worker_pids(board)))
+    over.set()
+    for thread in threads:
+        thread.join()
+
+
+def _use_text(port: int, chance: random.Random, tally: Tally) -> None:
+    match chance.randrange(5):
+        case 0:
+            body = {"model": TEXT, "prompt": "The capital of France is", "max_tokens": 3, "temperature": 0}
+            _check("a city", stream(port, "/v1/completions", body).startswith(" Paris"), tally)
+        case 1:
+            words = "one two three four " * chance.randint(4, 16)
+            body = {"model": TEXT, "prompt": words + "one", "max_tokens": 4, "temperature": 0}
+            answer = ask(port, "/v1/completions", body)["choices"][0]["text"]
+            _check("a sequence", answer.startswith(" two three four"), tally)
+        case 2:
+            turns = [{"role": "user", "content": "Name a colour and a count."}]
+            form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": _SCHEMA}}
+            body = {"model": TEXT, "messages": turns, "response_format": form, "max_tokens": 60, "temperature": 0.9}
+            choice = ask(port, "/v1/chat/completions", body)["choices"][0]
+            _check("a schema", choice["finish_reason"] == "length" or _fits(choice["message"]["content"]), tally)
+        case 3:
+            turns = [{"role": "user", "content": f"Tell me about the number {chance.randint(1, 9)}."}]
+            body = {"model": TEXT, "messages": turns, "n": 2, "max_tokens": 12, "seed": chance.randint(1, 99)}
+            answer = ask(port, "/v1/chat/completions", body)
+            right = [choice["index"] for choice in answer["choices"]] == [0, 1]
+            _check("two answers", right and answer["usage"]["completion_tokens"] >= 2, tally)
+        case _:
+            turns = [{"role": "user", "content": "Name three colors."}]
+            text = stream(port, "/v1/chat/completions", {"model": TEXT, "messages": turns, "temperature": 0})
+            _check("three colours", bool(re.search("red|blue|green|yellow", text, re.IGNORECASE)), tally)
+
+
+def _use_files(port: int, chance: random.Random, tally: Tally) -> None:
+    """Zip archives and Python sources, told apart by their first bytes."""
+    kind = chance.choice(("zip", "python"))
+    if kind == "zip":
+        begin = b"PK\x03\x04\x14\x00\x00\x00\x08\x00" + chance.randbytes(1000)
+    else:
+        begin = b"from __future__ import annotations\nimport os\n\n\ndef main() -> None:\n    print(os)\n" * 12
+    padded = [*begin[:1024], *[256] * (1024 - len(begin[:1024])), *begin[-1024:]]
+    data = [*padded, *[256] * (2048 - len(padded))]
+    tensor = {"name": "bytes", "shape": [1, 2048], "datatype": "INT32", "data": data}
+    first = ask(port, f"/v2/models/{FILES}/infer", {"inputs": [tensor]})["outputs"][0]["data"]
+    again = ask(port, f"/v2/models/{FILES}/infer", {"inputs": [tensor]})["outputs"][0]["data"]
+    same = max(abs(one - other) for one, other in zip(first, again, strict=True)) < 1e-4
+    _check(f"a {kind} file", same and len(first) == 214 and abs(sum(first) - 1) < 1e-3, tally)
+
+
+def _leave(port: int, chance: random.Random, tally: Tally) -> None:
+    """Ask for a long answer and go: at once, within the prompt, or in the middle of the stream."""
+    prompt = "Once upon a time. " * chance.choice((1, 20, 300))
+    body = {"model": TEXT, "prompt": prompt, "max_tokens": 400, "ignore_eos": True, "stream": True}
+    data = json.dumps(body).encode()
+    with socket.create_connection(("127.0.0.1", port), 60) as connection:
+        head = f"POST /v1/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: {len(data)}\r\n\r\n"
+        connection.sendall(head.encode() + data)
+        for _ in range(chance.choice((0, 0, 1, 5))):
+            if not connection.recv(4096):
+                break
+        threading.Event().wait(chance.uniform(0, 0.3))
+    tally.add_right("left")
+
+
+def _sabotage(board: Board, over: threading.Event, tally: Tally) -> None:
+    chance = random.Random(SEED)
+    while not over.wait(chance.uniform(8, 25)):
+        match chance.randrange(3):
+            case 0:
+                what = chance.choice((TEXT, FILES))
+                board.try_run("model", "unload", what)
+                tally.done[f"{what} unloaded"] += 1
+            case 1:
+                pids = worker_pids(board)
+                if pids:
+                    with suppress(ProcessLookupError):
+                        kill(chance.choice(pids), signal.SIGKILL)
+                        tally.done["worker killed"] += 1
+            case _:
+                board.try_run("model", "load", chance.choice((TEXT, FILES)))
+                tally.done["model loaded"] += 1
+
+
+def _check(what: str, right: bool, tally: Tally) -> None:
+    if right:
+        tally.add_right(what)
+    else:
+        tally.add_wrong(f"a wrong answer: {what}")
+
+
+def _fits(text: str) -> bool:
+    value = json.loads(text)
+    return (
+        set(value) == {"colour", "count"}
+        and value["colour"] in ("red", "green", "blue")
+        and type(value["count"]) is int
+    )
+
+
+def _rss_mb(pid: int) -> float:
+    return _field_mb(pid, "Rss")
+
+
+def _anonymous_mb(pid: int) -> float:
+    return _field_mb(pid, "Anonymous")
+
+
+def _field_mb(pid: int, name: str) -> float:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(f"{name}:"))
+
+
+def growth(samples: Sequence[float]) -> float:
+    """Return by what share memory grew from the second quarter of the time to the last."""
+    quarter = max(1, len(samples) // 4)
+    return statistics.median(samples[-quarter:]) / statistics.median(samples[quarter : 2 * quarter]) - 1
+
+
+def leaked(board: Board, timeout_s: float = 60) -> int:
+    """Return how many sequences and waiting requests the workers still hold once every client has gone."""
+    deadline_s = time.monotonic() + timeout_s
+    while True:
+        busy = sum(int(one["active"]) for one in board.run("ps")["items"])
+        if not busy or time.monotonic() > deadline_s:
+            return busy
+        threading.Event().wait(0.2)
+
+
+def main() -> int:
+    """Run the soak and print what was found."""
+    parser = argparse.ArgumentParser(prog="python -m bench.soak", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=20.0)
+    arguments = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="garrison-soak-", dir="/var/tmp"))
+    tally = Tally()
+    try:
+        with serving_board(folder / "board", TEXT, FILES, threads=1, parallel=4) as board:
+            run(board, arguments.minutes, tally)
+            left = leaked(board)
+    except StepError as error:
+        print(f"soak: {error}; state and logs: {folder}", file=sys.stderr)
+        return 1
+    grown = {"agent": growth(tally.agent_mb), "workers": growth(tally.workers_mb)}
+    print(f"{this_machine(folder)}; {arguments.minutes:g} minutes")
+    print(f"right answers: {dict(tally.right)}")
+    print(f"failures that were told: {dict(tally.told)}")
+    print(f"done to it: {dict(tally.done)}")
+    print(f"wrong answers: {len(tally.wrong)} {tally.wrong[:5]}")
+    print(f"sequences held after the last client left: {left}")
+    print(f"growth of memory: {', '.join(f'{name} {100 * share:+.1f} %' for name, share in grown.items())}")
+    good = not tally.wrong and not left and max(grown.values()) <= MAX_GROWTH
+    if good:
+        shutil.rmtree(folder, ignore_errors=True)
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
