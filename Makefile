@@ -26,6 +26,7 @@ demo: $(STAMP) ## Run the main job, end to end, on real parts (KEEP=1 leaves it 
 test: $(STAMP) ## Run all tests
 	@scripts/broker.sh
 	@scripts/softhsm.sh
+	@VENV="$(VENV)" scripts/node.sh
 	@$(BIN)/python -m pytest
 
 test-install: $(STAMP) ## Boot a real systemd in a container and install the agent there (needs root)
@@ -47,4 +48,4 @@ fuzz: $(STAMP) ## Fuzz every reader of others' bytes, SECONDS=60 each (ENTRY=env
 	@$(BIN)/python -m tests.fuzz.atheris_run $(or $(SECONDS),60) $(ENTRY)
 
 clean: ## Remove everything that the other targets made inside the checkout
-	rm -rf $(VENV) .broker .broker.partial .softhsm .softhsm.partial .demo .cache .fuzz
+	rm -rf $(VENV) .broker .broker.partial .softhsm .softhsm.partial .demo .cache .fuzz tests/node/node_modules

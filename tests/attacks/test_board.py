@@ -22,9 +22,9 @@ from garrison_agent.api import guards
 from garrison_agent.api.asgi import BodyBudget, Peer, Request
 from garrison_agent.api.server import LocalApi
 from garrison_agent.identity import Folders, Identity
-from garrison_agent.runtimes.chat_template import ChatTemplate
+from garrison_agent.runtimes.openai.chat_template import ChatTemplate
 from garrison_agent.runtimes.status import Verified, WorkerEvent
-from garrison_protocol.errors import DeniedError, InvalidError, RefusedError
+from garrison_protocol.errors import DeniedError, GarrisonError, RefusedError
 from garrison_protocol.keys import SigningKey
 from tests.attacks import standing
 from tests.fakes.local_owner import LocalOwner, make_route
@@ -326,7 +326,15 @@ def test_an_onnx_model_that_reads_other_files(folder: Path, how: str) -> None:
 )
 def test_a_chat_template_that_is_a_program(template: str) -> None:
     """Code in data: the chat template inside a signed model file tries to run code, or to use up the board."""
-    made = ChatTemplate(template, begin_text="", end_text="")
-    with pytest.raises(InvalidError) as caught:
-        made.render([{"role": "user", "content": "hello"}])
-    assert caught.value.code == "inference.messages_refused"
+
+    async def render() -> None:
+        made = ChatTemplate()
+        await made.load(template, begin_text="", end_text="")
+        try:
+            await made.render([{"role": "user", "content": "hello"}])
+        finally:
+            made.close()
+
+    with pytest.raises(GarrisonError) as caught:
+        asyncio.run(render())
+    assert caught.value.code in ("inference.messages_refused", "inference.template_failed")

@@ -149,6 +149,8 @@ class FakeWorker:
     def __init__(self, spec: WorkerSpec, on_event: Callable[[WorkerEvent], None], models: FakeModels) -> None:
         self.spec = spec
         self.alive = False
+        self.peak: int | None = None
+        """MiB; None: nobody measured it."""
         self._loaded = False
         self._on_event = on_event
         self._models = models
@@ -183,8 +185,16 @@ class FakeWorker:
     def kill(self) -> None:
         self.die(-9)
 
+    def kill_stalled(self, message: str) -> None:
+        if self.alive:
+            self.alive = False
+            self._on_event(Exited(-9, "worker.stalled", message))
+
     def rss_mb(self) -> float | None:
         return 100.0 if self.alive else None
+
+    def peak_mb(self) -> int | None:
+        return self.peak if self.alive else None
 
 
 class FakeWork:
@@ -201,6 +211,8 @@ class FakeWork:
         self.verdicts: dict[str, tuple[str, str]] = {}
         """Code and message with which the gate refuses a model (``name:version``)."""
         self.download_error: GarrisonError | None = None
+        self.healths: dict[str, Mapping[str, object]] = {}
+        """What the workers say of themselves, by the names of their sockets."""
         self.log: list[str] = []
 
     def publish(self, package: Package) -> None:
@@ -251,6 +263,10 @@ class FakeWork:
             cases_sha256=evaluation.cases_sha256, cases=count, passed=passed, accuracy=passed / count, rss_mb=rss_mb
         )
         return summary, code, message
+
+    def health(self, socket: Path, timeout_s: float) -> Mapping[str, object] | None:
+        self.log.append(f"health {socket.name}")
+        return self.healths.get(socket.name)
 
     def repair(self, package: PackageRef, variant: str, report: Report, cancelled: IsCancelled) -> int:
         self.log.append(f"repair {package.id}")

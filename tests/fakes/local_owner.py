@@ -60,13 +60,15 @@ def make_route(
     engine: Engine = Engine.LLAMA_CPP,
 ) -> Route:
     """Return a route; loaded if it has a socket."""
+    manifest = make_manifest(name, version, engine=engine)
     return Route(
         alias=alias,
         model_id=f"{name}:{version}",
         engine=engine,
         socket=socket,
         package=PackageRef(name=name, version=version, manifest_sha256=DIGEST),
-        manifest=make_manifest(name, version, engine=engine),
+        manifest=manifest,
+        variant=manifest.variants[0],
         state="ACTIVE",
         loaded=socket is not None,
     )

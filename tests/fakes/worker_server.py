@@ -1,8 +1,9 @@
 """A stand-in for a model worker: real HTTP on a real unix socket, answers decided by the last prompt.
 
 Prompts it knows: ``flood`` (events without end), ``step`` (one event per ``release``), ``die`` (an event and a half,
-then the connection breaks), ``die unheard`` (no byte of an answer), ``garble`` (no HTTP), ``reject`` (a 400). Anything
-else is echoed word by word. ``python -m tests.fakes.worker_server SOCKET`` runs it as a process to be killed.
+then the connection breaks), ``die unheard`` (no byte of an answer), ``garble`` (no HTTP), ``reject`` (a 400), ``full``
+(a 503), ``hang`` (no answer as long as the client stays). Anything else is echoed word by word; under ``/api`` as
+Ollama would, in lines of JSON. ``python -m tests.fakes.worker_server SOCKET`` runs it as a process to be killed.
 """
 
 from __future__ import annotations
@@ -86,6 +87,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         request = json.loads(body)
         prompt = request["messages"][-1]["content"] if "messages" in request else str(request.get("prompt", ""))
+        if self.path.startswith("/api/"):
+            self._ollama(request, prompt)
+            return
         act = {
             "flood": self._flood,
             "step": self._step,
@@ -93,6 +97,8 @@ class _Handler(BaseHTTPRequestHandler):
             "die unheard": self._hang_up,
             "garble": self._garble,
             "reject": self._reject,
+            "full": self._full,
+            "hang": self._hang,
         }.get(prompt)
         if act is not None:
             act()
@@ -121,6 +127,34 @@ class _Handler(BaseHTTPRequestHandler):
             self._event(word)
         self._chunk(b"data: [DONE]\n\n")
         self.wfile.write(b"0\r\n\r\n")
+
+    def _ollama(self, request: dict[str, Any], prompt: str) -> None:
+        """Answer as Ollama does: streamed as lines of JSON unless asked otherwise."""
+        if prompt == "reject":
+            self._json(400, {"error": "too long"})
+            return
+        frames = [self._ollama_frame(word, done=False) for word in prompt.split()]
+        if request.get("stream") is False:
+            self._json(200, self._ollama_frame(prompt, done=True))
+            return
+        self.send_response(200)
+        self.send_header("content-type", "application/x-ndjson")
+        self.send_header("transfer-encoding", "chunked")
+        self.end_headers()
+        if prompt == "die":
+            self._chunk(json.dumps(self._ollama_frame("half", done=False)).encode() + b'\n{"model": "m", "mess')
+            self._hang_up()
+            return
+        for frame in [*frames, self._ollama_frame("", done=True)]:
+            self._chunk(json.dumps(frame).encode() + b"\n")
+        self.wfile.write(b"0\r\n\r\n")
+
+    def _ollama_frame(self, text: str, *, done: bool) -> dict[str, Any]:
+        content = (
+            {"message": {"role": "assistant", "content": text}} if self.path == "/api/chat" else {"response": text}
+        )
+        end = {"done_reason": "stop", "eval_count": 1} if done else {}
+        return {"model": "m", "created_at": "2025-01-01T00:00:00Z", **content, "done": done, **end}
 
     def _flood(self) -> None:
         self._start_events()
@@ -159,6 +193,16 @@ class _Handler(BaseHTTPRequestHandler):
     def _reject(self) -> None:
         error = {"message": "too long", "type": "invalid_request_error", "param": "messages"}
         self._json(400, {"error": {**error, "code": "context_length_exceeded"}})
+
+    def _full(self) -> None:
+        error = {"message": "the queue is full", "type": "server_error", "param": None, "code": "queue_full"}
+        self._json(503, {"error": error})
+
+    def _hang(self) -> None:
+        self.server.seen.first_event_sent.set()
+        self.connection.recv(1)  # the agent closes when it has no more use for the answer
+        self.server.seen.client_gone.set()
+        self.close_connection = True
 
     def _start_events(self) -> None:
         self.send_response(200)

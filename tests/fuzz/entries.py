@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import hashlib
@@ -9,6 +10,7 @@ import json
 import re
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -19,20 +21,36 @@ from cryptography.hazmat.primitives import serialization
 from pydantic import BaseModel
 from securesystemslib.formats import encode_canonical
 from securesystemslib.signer import CryptoSigner
+from uvicorn.server import ServerState
 
 from garrison_agent.adapters.renewal import MqttCarrier, Renewal
+from garrison_agent.api.access import ModelAccess
+from garrison_agent.api.app import LocalApp, TcpRules
+from garrison_agent.api.applications import parse_new_app
 from garrison_agent.api.asgi import parse_object
+from garrison_agent.api.connection import MAX_HEADER_BYTES, ClientConnection
+from garrison_agent.api.ollama import parse_keep_alive
+from garrison_agent.api.routes import RouteTable
+from garrison_agent.cli.conversation import Conversation, parse_conversation
+from garrison_agent.core.applications import ApplicationTable
+from garrison_agent.http_server import Config
 from garrison_agent.identity import Folders, Identity
 from garrison_agent.registry import trust
 from garrison_agent.registry.selection import choose_variant
-from garrison_agent.runtimes.oip import TensorSpec, parse_infer
-from garrison_agent.runtimes.openai_requests import (
-    ApiError,
-    ChatRequest,
-    CompletionRequest,
-    ScoreRequest,
-    parse_request,
-)
+from garrison_agent.runtimes.embeddings.requests import EmbeddingRequest, OllamaEmbedRequest, OllamaOlderRequest
+from garrison_agent.runtimes.grammars.gbnf import MAX_GRAMMAR_BYTES
+from garrison_agent.runtimes.grammars.grammar import json_schema_grammar
+from garrison_agent.runtimes.ollama.requests import ChatRequest as OllamaChatRequest
+from garrison_agent.runtimes.ollama.requests import GenerateRequest
+from garrison_agent.runtimes.openai.api_errors import ApiError
+from garrison_agent.runtimes.openai.chat_requests import ChatRequest
+from garrison_agent.runtimes.openai.requests import CompletionRequest, ScoreRequest, parse_request
+from garrison_agent.runtimes.openai.responses_requests import ResponseRequest
+from garrison_agent.runtimes.openai.tool_calls import CallParser, CallPiece
+from garrison_agent.runtimes.openai.tool_calls_grammar import Constraint
+from garrison_agent.runtimes.openai.tool_calls_prompt import with_tools_in_words
+from garrison_agent.runtimes.tensors.oip import parse_infer
+from garrison_agent.runtimes.tensors.tensor import TensorSpec
 from garrison_controller.devices.ca import csr_public_key
 from garrison_controller.devices.filter import DeviceFacts, holds, parse_filter
 from garrison_protocol import bundle, envelope, topics
@@ -62,6 +80,7 @@ from tests.unit.loop.rig import DIRECTOR, INVENTORY, RECEIPTS, Rig
 from tests.unit.rollouts.fleet import Fleet
 
 DEVICE = "edge-1"
+TOOLS = ("get_weather", "f")
 MESSAGES: Mapping[str, type[Message]] = {
     "status": report.Status,
     "report": report.Report,
@@ -510,11 +529,96 @@ def read_infer(data: bytes) -> None:
                 _promise(spec.fits(request.inputs[spec.name].shape), "a tensor that does not fit was accepted")
 
 
+def read_binary_infer(data: bytes) -> None:
+    """Any bytes as a request with binary tensors; the first two say where its JSON ends."""
+    length, body = int.from_bytes(data[:2], "big"), data[2:]
+    for specs in (_INPUTS, *((one,) for one in _INPUTS)):
+        with only_coded():
+            request = parse_infer(body, specs, (TensorSpec("y", "FP32", (-1,)),), length)
+            for spec in specs:
+                tensor = request.inputs[spec.name]
+                _promise(tensor.flags.aligned, "the runtime would read an unaligned tensor")
+                _promise(spec.fits(request.inputs[spec.name].shape), "a tensor that does not fit was accepted")
+
+
+def read_application(data: bytes) -> None:
+    """Any bytes as the description of an application that shall get a key."""
+    with only_coded():
+        wanted = parse_new_app(data)
+        _promise(min(wanted.requests_per_min, wanted.tokens_per_min, wanted.concurrent) >= 0, "a limit below zero")
+
+
+class _Wire(asyncio.Transport):
+    """A connection's other end that takes everything."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = b""
+        self.closed = False
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return ("127.0.0.1", 5273) if name in ("sockname", "peername") else default
+
+    def write(self, data: Any) -> None:
+        self.written += data
+
+    def close(self) -> None:
+        self.closed = True
+
+    abort = close
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        pass
+
+    def pause_reading(self) -> None:
+        pass
+
+    def resume_reading(self) -> None:
+        pass
+
+
+def read_http(data: bytes) -> None:
+    """Any bytes as what a client of the local API sends, in pieces whose size the first one says."""
+    size, text = (data[0] + 1, data[1:]) if data else (1, b"")
+
+    async def talk() -> bytes:
+        access = ModelAccess(RouteTable, lambda command: Future())
+        app = LocalApp(access, Path("/"), list, applications=ApplicationTable, tcp=TcpRules())
+        settings: dict[str, Any] = {"app": app, "http": ClientConnection}
+        config = Config(**settings, ws="none", lifespan="off", interface="asgi3", log_config=None, date_header=False)
+        state, wire = ServerState(), _Wire()
+        connection = ClientConnection(config, state, {})
+        connection.connection_made(wire)
+        for at in range(0, len(text), size):
+            if wire.closed:
+                break
+            connection.data_received(text[at : at + size])
+            await asyncio.sleep(0)
+        held = sum(len(name) + len(value) for name, value in connection.headers or ())
+        _promise(held <= MAX_HEADER_BYTES, "headers beyond the bound are held")
+        connection.connection_lost(None)
+        if state.tasks:
+            await asyncio.wait(state.tasks)
+        return wire.written
+
+    with only_coded():
+        answered = asyncio.run(talk())
+        _promise(b"HTTP/1.1 500" not in answered, "the API met what it did not expect")
+        if not answered.startswith((b"HTTP/1.1 200", b"HTTP/1.1 404")):
+            raise GarrisonError("http.refused", "refused, or never asked")
+
+
 def read_openai(data: bytes) -> None:
     """Any bytes as a request in OpenAI's words, at the API and at the worker."""
     with only_coded():
         parse_object(data)
-    for model in (ChatRequest, CompletionRequest, ScoreRequest):
+    for model in (ChatRequest, CompletionRequest, ResponseRequest, ScoreRequest):
         with only_coded(ApiError):
             try:
                 parsed = parse_request(model, data)
@@ -525,8 +629,93 @@ def read_openai(data: bytes) -> None:
             if isinstance(parsed, ChatRequest | CompletionRequest):
                 parsed.options(None)
                 _ = parsed.include_usage
-            if isinstance(parsed, ChatRequest):
+            if isinstance(parsed, ChatRequest | ResponseRequest):
+                _ = parsed.wanted_schema, parsed.wanted_logprobs
+                with_tools_in_words(parsed.turns, parsed.template_tools)
+
+
+def read_embedding(data: bytes) -> None:
+    """Any bytes as a request for embeddings, in OpenAI's words and Ollama's."""
+    models: tuple[type[EmbeddingRequest | OllamaEmbedRequest | OllamaOlderRequest], ...] = (
+        EmbeddingRequest,
+        OllamaEmbedRequest,
+        OllamaOlderRequest,
+    )
+    for model in models:
+        with only_coded(ApiError):
+            try:
+                parsed = parse_request(model, data)
+            except ApiError as error:
+                json.dumps(error.body()).encode()
+                error.message.encode()
+                raise
+            _promise(all(isinstance(one, str | tuple) for one in parsed.inputs), "an input is neither text nor tokens")
+
+
+def read_schema(data: bytes) -> None:
+    """Any bytes as a JSON schema."""
+    with contextlib.suppress(ValueError, RecursionError):
+        schema = json.loads(data)
+        with only_coded():
+            text = json_schema_grammar(schema)
+            _promise(text.startswith("root ::= "), "a grammar without its root")
+            _promise(len(text.encode()) <= MAX_GRAMMAR_BYTES, "a grammar beyond its bound")
+
+
+def read_ollama(data: bytes) -> None:
+    """Any bytes as a request in Ollama's words, at the API and at the worker."""
+    with only_coded():
+        parse_keep_alive(parse_object(data).get("keep_alive"))
+    for model in (OllamaChatRequest, GenerateRequest):
+        with only_coded(ApiError):
+            try:
+                parsed = parse_request(model, data)
+                parsed.to_options(2048, Constraint())
+            except ApiError as error:
+                error.message.encode()
+                raise
+            _ = parsed.wanted_schema
+            if isinstance(parsed, GenerateRequest):
                 _ = parsed.turns
+            if isinstance(parsed, OllamaChatRequest):
+                _ = parsed.tool_use
+                with_tools_in_words(parsed.turns, parsed.template_tools)
+
+
+def read_tool_calls(data: bytes) -> None:
+    """Any text as a model's answer with tools at hand, in pieces; the first byte says of what size."""
+    text = data[1:].decode("utf-8", "replace")
+    size = 1 + (data[0] % 16 if data else 0)
+    with only_coded():
+        whole, pieces = _told(text, len(text) or 1), _told(text, size)
+    _promise(whole == pieces, "an answer depends on how it came in pieces")
+    said, calls = whole
+    for name, arguments in calls:
+        _promise(name in TOOLS and arguments.startswith("{"), "what is no call was told as one")
+    _promise(bool(calls) or said == text or "<tool_call>" in text or "[TOOL_CALLS]" in text or '"name"' in text, "lost")
+
+
+def _told(text: str, size: int) -> tuple[str, list[tuple[str, str]]]:
+    """Return the text and the calls of an answer that comes in pieces of ``size``."""
+    parser = CallParser(TOOLS)
+    items = [item for at in range(0, len(text), size) for item in parser.push(text[at : at + size])]
+    items += parser.finish()
+    calls: list[tuple[str, str]] = []
+    for item in items:
+        if isinstance(item, CallPiece):
+            if item.name is not None:
+                calls.append((item.name, ""))
+            calls[item.number] = (calls[item.number][0], calls[item.number][1] + item.arguments)
+    return "".join(item for item in items if isinstance(item, str)), calls[: parser.complete]
+
+
+def read_conversation(data: bytes) -> None:
+    """Any bytes as a file of a conversation; what is taken can be asked on, kept, and taken again."""
+    with only_coded():
+        stored = parse_conversation(data)
+        talk = Conversation("m", stored.system, stored.parameters, messages=stored.messages)
+        _promise(len(talk.request("x")["messages"]) == len(stored.messages) + 1 + bool(stored.system), "turns got lost")
+        _promise(parse_conversation(stored.model_dump_json().encode()) == stored, "it reads back differently")
 
 
 def read_filter(data: bytes) -> None:
@@ -621,7 +810,15 @@ ENTRIES: Mapping[str, Entry] = {
     "resigned": read_resigned_metadata,
     "cache": read_cache,
     "infer": read_infer,
+    "binary infer": read_binary_infer,
+    "application": read_application,
+    "http": read_http,
     "openai": read_openai,
+    "ollama": read_ollama,
+    "embedding": read_embedding,
+    "schema": read_schema,
+    "tool calls": read_tool_calls,
+    "conversation": read_conversation,
     "filter": read_filter,
     "board": tell_board,
     "controller": tell_controller,

@@ -44,6 +44,38 @@ INPUTS = [
     {"name": "u", "shape": [1], "datatype": "UINT64", "data": [18446744073709551615]},
 ]
 INFER = {"id": "1", "inputs": INPUTS, "outputs": [{"name": "y"}]}
+BINARY = (
+    struct.pack("<2f", 1.5, 2),
+    struct.pack("2b", 1, -128),
+    b"\4\0\0\0text",
+    b"\1",
+    struct.pack("<Q", 2**64 - 1),
+)
+"""The data of ``INPUTS``, in their order."""
+TOOLS = {
+    "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}],
+    "tool_choice": {"type": "function", "function": {"name": "f"}},
+    "n": 2,
+    "logprobs": True,
+    "top_logprobs": 3,
+    "logit_bias": {"5": -100},
+    "messages": [
+        {"role": "user", "content": "x"},
+        {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "{}"}}]},
+        {"role": "tool", "tool_call_id": "1", "content": "y"},
+    ],
+}
+RESPONSE = {
+    "model": "m",
+    "instructions": "short",
+    "input": [
+        {"role": "user", "content": [{"type": "input_text", "text": "a"}]},
+        {"type": "function_call", "call_id": "1", "name": "f", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "1", "output": "y"},
+    ],
+    "tools": [{"type": "function", "name": "f", "parameters": {"type": "object"}}],
+    "text": {"format": {"type": "json_schema", "name": "s", "schema": {"type": "object"}}},
+}
 CHAT = {
     "model": "chat",
     "messages": [{"role": "user", "content": [{"type": "text", "text": "hello"}]}, {"role": "user", "content": "x"}],
@@ -53,6 +85,16 @@ CHAT = {
     "stop": ["a", "b"],
     "seed": 1,
 }
+
+
+def binary_infer(*tensors: tuple[dict[str, Any], bytes]) -> bytes:
+    """Return a request with binary tensors, and before it, in two bytes, the length of its JSON."""
+    inputs = [
+        {key: value for key, value in tensor.items() if key != "data"} | {"parameters": {"binary_data_size": len(data)}}
+        for tensor, data in tensors
+    ]
+    head = json.dumps({"inputs": inputs, "parameters": {"binary_data_output": True}}).encode()
+    return b"".join([len(head).to_bytes(2, "big"), head, *(data for _, data in tensors)])
 
 
 PLACES = 60
@@ -162,10 +204,85 @@ def seeds() -> Mapping[str, tuple[bytes, ...]]:
         "resigned": tuple(_other_end(role) for role in range(len(ROLES))),
         "cache": (trusted,),
         "infer": (json.dumps(INFER).encode(), *(json.dumps({"inputs": [one]}).encode() for one in INPUTS)),
+        "binary infer": (
+            binary_infer(*zip(INPUTS, BINARY, strict=True)),
+            *(binary_infer(pair) for pair in zip(INPUTS, BINARY, strict=True)),
+        ),
+        "application": (
+            b'{"name": "camera", "models": ["smollm2"], "requests_per_min": 60, "concurrent": 2}',
+            b'{"name": "console", "tokens_per_min": 1000, "admin": true}',
+        ),
+        "http": (
+            b"\xffGET /v1/models HTTP/1.1\r\nhost: localhost\r\n\r\n",
+            b"\x10GET /v2 HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Api-Key: none\r\n\r\nGET /v1/models HTTP/1.1\r\n\r\n",
+            b"\xffPOST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"
+            b'e\r\n{"model": "m"}\r\n0\r\n\r\n',
+            b"\xffPOST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nconnection: Upgrade\r\nupgrade: h2c\r\n"
+            b'x-garrison-timeout: 2\r\ncontent-length: 14\r\n\r\n{"model": "m"}',
+        ),
         "openai": (
             json.dumps(CHAT).encode(),
             json.dumps({"model": "m", "prompt": ["text"], "max_tokens": 5}).encode(),
             json.dumps({"prompt": "a", "choices": ["b", "c"]}).encode(),
+            json.dumps({**CHAT, **TOOLS}).encode(),
+            json.dumps(RESPONSE).encode(),
+        ),
+        "embedding": (
+            json.dumps({"model": "m", "input": ["a", "b"], "encoding_format": "base64", "dimensions": 8}).encode(),
+            json.dumps({"input": [[1, 2], [3]]}).encode(),
+            json.dumps({"model": "m", "input": "a", "prompt": "b", "truncate": False}).encode(),
+        ),
+        "schema": (
+            json.dumps(
+                {
+                    "type": "object",
+                    "properties": {
+                        "a": {"type": ["integer", "null"], "minimum": -3, "exclusiveMaximum": 7.5},
+                        "b": {"type": "string", "pattern": "^[a-z]{2,3}(x|y)?$"},
+                        "c": {"type": "array", "items": {"$ref": "#/$defs/d"}, "maxItems": 3},
+                        "e": {"oneOf": [{"const": 1}, {"enum": ["x", None]}]},
+                    },
+                    "required": ["a"],
+                    "additionalProperties": False,
+                    "$defs": {"d": {"type": "number", "multipleOf": 0.01}},
+                }
+            ).encode(),
+        ),
+        "ollama": (
+            json.dumps(
+                {
+                    "model": "chat:latest",
+                    "messages": [
+                        {"role": "user", "content": "hello"},
+                        {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"a": 1}}}]},
+                        {"role": "tool", "content": "5", "tool_name": "f"},
+                    ],
+                    "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}],
+                    "options": {"temperature": 0.5, "num_predict": -1, "stop": ["x"], "seed": 3, "num_ctx": 512},
+                    "format": {"type": "object"},
+                    "keep_alive": "5m",
+                    "stream": True,
+                }
+            ).encode(),
+            json.dumps(
+                {"model": "m", "prompt": "p", "system": "s", "context": [1, 2], "keep_alive": -1, "logprobs": True}
+            ).encode(),
+        ),
+        "tool calls": (
+            b'\x00<tool_call>\n{"name": "f", "arguments": {"a": "}"}}\n</tool_call>',
+            b'\x03Well: {"name": "get_weather", "parameters": {"a": [1]}} and more',
+            b'\x07[TOOL_CALLS][{"name": "f", "arguments": {}}, {"arguments": {}, "name": "f"}]',
+            b'\x02<tool_call>{"arguments": {}, "name": "f"}</tool_call> {"a": 1}',
+        ),
+        "conversation": (
+            json.dumps(
+                {
+                    "format": "garrison-conversation/1",
+                    "system": "Be brief.",
+                    "parameters": {"temperature": 0.5, "seed": 1},
+                    "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
+                }
+            ).encode(),
         ),
         "filter": (b"name=edge-1,group=/demo/*,label.site!=x", b"*"),
         "board": (

@@ -24,6 +24,7 @@ from tests.install.container import Container, booted, require_tools
 CACHE = ROOT / ".cache"
 VENV = "/usr/lib/garrison/venv"
 AGENT = f"{VENV}/bin/garrison-agent"
+CONTROL_GROUP = "/sys/fs/cgroup/system.slice/garrison-agent.service"
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +81,11 @@ def loaded(container: Container) -> set[str]:
     return {one["alias"] for one in json.loads(done.stdout)["aliases"] if one["loaded"]}
 
 
+def controllers(container: Container) -> set[str]:
+    """Return what the agent's control group controls; nothing where this machine keeps to version 1 of them."""
+    return set(container.try_run("cat", f"{CONTROL_GROUP}/cgroup.controllers").stdout.split())
+
+
 def restarts(container: Container) -> int:
     """Return how often systemd has restarted the agent."""
     return int(container.run("systemctl", "show", "-P", "NRestarts", "garrison-agent.service"))
@@ -104,6 +110,9 @@ def test_the_agent_serves_under_its_unit_and_comes_back_after_a_kill(fleet: Flee
     assert text.strip()
     assert "python" in classify(board.url, Path(__file__))
     assert restarts(container) == 0
+
+    if {"cpu", "memory"} <= controllers(container):
+        assert len(container.run("sh", "-c", f"ls -d {CONTROL_GROUP}/worker-*").split()) == 2
 
     container.run("systemctl", "kill", "--signal=KILL", "--kill-whom=main", "garrison-agent.service")
     container.wait_for("systemd's restart", lambda: restarts(container) == 1, timeout_s=60)

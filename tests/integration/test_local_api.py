@@ -269,11 +269,14 @@ def test_the_openai_client_streams_and_lists_and_understands_errors(api: LocalAp
 def test_the_worker_gets_the_very_bytes_and_no_credentials(api: LocalApi, worker: StandInWorker) -> None:
     body = b'{ "model" :"chat",\n "messages":[{"role":"user","content":"h\\u00e9"}], "x-unknown": 1.50 }'
     headers = {"Authorization": "Bearer secret", "Cookie": "a=b", "Content-Type": "application/json"}
+    headers |= {"x-garrison-app": "root", "x-garrison-timeout-ms": "1"}
     status, _, response = call(api, "POST", "/v1/chat/completions", body, headers)
     assert status == 200
     assert "set-cookie" not in response.headers
     assert worker.seen.requests == [("POST", "/v1/chat/completions", body)]
-    assert worker.seen.headers[0].keys() == {"host", "connection", "content-length", "content-type"}
+    sent = worker.seen.headers[0]
+    assert sent.keys() == {"host", "connection", "content-length", "content-type", "x-garrison-app"}
+    assert sent["x-garrison-app"] == "local"
 
 
 def test_nothing_of_a_prompt_is_logged(
@@ -294,6 +297,24 @@ def call_quietly(api: LocalApi, body: Any) -> None:
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------
+
+
+def test_responses_reach_the_worker_and_none_is_kept(api: LocalApi, worker: StandInWorker) -> None:
+    body = b'{"model": "chat", "input": "hello"}'
+    assert call(api, "POST", "/v1/responses", body)[0] == 200
+    assert worker.seen.requests == [("POST", "/v1/responses", body)]
+    for method, path in (
+        ("GET", "/v1/responses/resp_1"),
+        ("DELETE", "/v1/responses/resp_1"),
+        ("POST", "/v1/responses/resp_1/cancel"),
+        ("GET", "/v1/responses/resp_1/input_items"),
+    ):
+        status, answer, _ = call(api, method, path)
+        assert (status, answer["error"]["code"], answer["error"]["param"]) == (
+            404,
+            "api.response_unknown",
+            "response_id",
+        )
 
 
 @pytest.mark.parametrize(
@@ -496,6 +517,8 @@ def test_local_pages_and_names_are_welcome(api: LocalApi) -> None:
         ("POST", "/garrison/v1/models/chat/load"),
         ("POST", "/garrison/v1/models/chat/unload"),
         ("DELETE", "/garrison/v1/cache/smollm2"),
+        ("POST", "/garrison/v1/cache-check"),
+        ("DELETE", "/garrison/v1/cache-check/0123456789abcdef"),
         ("POST", "/garrison/v1/bundle"),
         ("POST", "/garrison/v1/bundle/0123456789abcdef"),
         ("POST", "/garrison/v1/export/-"),
@@ -545,6 +568,8 @@ def answer_everything(command: Command) -> object:
             return ConflictError("bundle.busy", "another bundle is being imported", hint="wait", retryable=True)
         case GetExport(cursor):
             return {"device": "edge-1", "files": [], "next": cursor or None}
+        case _:
+            raise AssertionError(command)
 
 
 def test_management_over_the_socket(start: Start, tmp_path: Path) -> None:

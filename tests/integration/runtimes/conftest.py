@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,12 +17,22 @@ def short_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def llama(short_folder: Path) -> Iterator[WatchedWorker]:
-    """One SmolLM2 worker for all tests that leave it as they found it."""
+    """One SmolLM2 worker for a module: what the cache holds where decides the rounding, and so a word."""
     with WatchedWorker(llama_spec(smollm2(), short_folder / "llama.sock")) as worker:
         worker.ready()
         yield worker
+
+
+@pytest.fixture(scope="session")
+def node() -> Path:
+    """The Node that the tests' environment brings, with its clients installed (``scripts/node.sh``)."""
+    program = Path(sys.executable).with_name("node")
+    installed = Path(__file__).resolve().parents[2] / "node" / "node_modules" / "openai"
+    assert program.exists(), "run: make setup"
+    assert installed.exists(), "run: scripts/node.sh"
+    return program
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -129,18 +128,6 @@ def test_requests_are_recorded_and_the_gates_own_are_not(short_folder: Path) -> 
         assert answered.duration_ms > 0
         assert (refused.ok, refused.error_code, refused.status) == (False, "oip.data_mismatch", 400)
         assert worker.health()["requests"] == 3
-
-
-def test_no_telemetry_is_left_in_the_home_folder(
-    tmp_path: Path, short_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Recent wheels of onnxruntime keep a database for an uploader there, unless they are told not to."""
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    with WatchedWorker(onnx_spec(magika_model(), short_folder / "w.sock")) as worker:
-        worker.ready()
-        worker.post(INFER, tensor([0] * 2048))
-    assert os.listdir(tmp_path) == []
 
 
 def test_outputs_that_json_cannot_carry_are_an_error(tmp_path: Path, short_folder: Path) -> None:

@@ -180,7 +180,9 @@ def test_a_worker_killed_while_it_generates_is_reported(short_folder: Path) -> N
         pid = worker.worker.pid
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
-        assert worker.expect(Exited) == Exited(-signal.SIGKILL)
+        end = worker.expect(Exited)
+        assert (end.returncode, end.code) == (-signal.SIGKILL, "model.crashed")
+        assert "killed from outside" in end.message
         connection.close()
     assert not any(isinstance(event, Failed) for event in worker.events)
     assert not worker.spec.socket.exists()

@@ -103,6 +103,18 @@ class WatchedWorker:
             assert len(seen()) >= count, f"the worker ended without {kind.__name__}: {self._events}"
             return seen()[count - 1]
 
+    def wait_for_first(self, *kinds: type[Any]) -> WorkerEvent:
+        """Wait for the first event of any of ``kinds`` and return it."""
+
+        def first() -> WorkerEvent | None:
+            return next((event for event in self._events if isinstance(event, kinds)), None)
+
+        with self._news:
+            assert self._news.wait_for(lambda: first() is not None, DEADLINE_S), f"nothing but {self._events}"
+            found = first()
+        assert found is not None
+        return found
+
     def _ended(self, kind: type[Any]) -> bool:
         return kind is not Exited and any(isinstance(event, Exited) for event in self._events)
 

@@ -20,7 +20,7 @@ def test_a_new_store_is_private_durable_and_complete(tmp_path: Path) -> None:
     assert execute("PRAGMA foreign_keys").fetchone() == (1,)
     assert execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
     tables = {name for (name,) in execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    assert tables == {"meta", "slot", "stream", "entry", "high_water", "refusal"}
+    assert tables == {"meta", "slot", "stream", "entry", "high_water", "refusal", "app"}
     database.close()
 
 

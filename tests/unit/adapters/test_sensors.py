@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from garrison_agent.adapters.sensors import cpu_features, inventory, read_sample
+from garrison_agent.adapters.sensors import Throttling, cpu_features, inventory, read_sample, read_throttling
 
 
 def test_a_sample_of_this_machine_is_plausible(tmp_path: Path) -> None:
@@ -46,3 +46,25 @@ def test_instruction_sets_are_read_on_x86_and_arm(tmp_path: Path, text: str, fea
 
 def test_a_board_without_cpuinfo_claims_nothing(tmp_path: Path) -> None:
     assert cpu_features(tmp_path / "missing") == ()
+
+
+def test_a_raspberry_pi_says_why_it_is_slow(tmp_path: Path) -> None:
+    firmware = tmp_path / "get_throttled"
+    firmware.write_text("50005\n")
+    assert read_throttling(firmware, tmp_path) == Throttling(
+        now=("under-voltage", "throttled"), since_start=("under-voltage", "throttled")
+    )
+    firmware.write_text("0\n")
+    assert read_throttling(firmware, tmp_path) == Throttling()
+
+
+def test_counters_of_all_cores_add_up(tmp_path: Path) -> None:
+    for core, count in enumerate((3, 4)):
+        folder = tmp_path / f"cpu{core}" / "thermal_throttle"
+        folder.mkdir(parents=True)
+        (folder / "core_throttle_count").write_text(f"{count}\n")
+    assert read_throttling(tmp_path / "none", tmp_path) == Throttling(count=7)
+
+
+def test_a_board_that_says_nothing_of_throttling(tmp_path: Path) -> None:
+    assert read_throttling(tmp_path / "none", tmp_path) is None

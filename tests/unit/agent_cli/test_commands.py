@@ -3,6 +3,8 @@ from __future__ import annotations
 import argparse
 import json
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from importlib import import_module
@@ -20,7 +22,7 @@ from garrison_agent.api.commands import (
     model_view,
     unknown_model,
 )
-from garrison_agent.cli.main import build_parser, main
+from garrison_agent.cli.main import _parse, build_parser, main
 from garrison_protocol.errors import ConflictError, RefusedError
 from tests.fakes.local_owner import DIGEST, make_manifest
 from tests.unit.agent_cli.conftest import Serve
@@ -165,6 +167,12 @@ def test_a_configuration_that_is_not_there(tmp_path: Path, capsys: pytest.Captur
 def test_every_command_explains_itself_with_examples() -> None:
     words = [
         ["run"],
+        ["load"],
+        ["unload"],
+        ["ps"],
+        ["bench"],
+        ["logs"],
+        ["cache", "verify"],
         ["enroll"],
         ["status"],
         ["model", "list"],
@@ -225,3 +233,55 @@ def test_every_command_that_is_loaded_late_exists() -> None:
     assert len(pairs) >= 11
     for module, name in pairs:
         assert callable(getattr(import_module(f"garrison_agent.cli.{module}"), str(name)))
+
+
+def every_parser(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for one in action.choices.values():
+                yield from every_parser(one)
+
+
+def test_help_fits_a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    wide = [
+        line
+        for parser in every_parser(build_parser())
+        for line in parser.format_help().splitlines()
+        if len(line) > 80 and not line.startswith("  garrison-agent ")  # one long command is typed as one line
+    ]
+    assert wide == []
+
+
+def test_a_prompts_words_may_stand_behind_options() -> None:
+    arguments = _parse(["run", "smollm2", "two", "--temperature", "0", "more", "words", "-o", "json"])
+    assert (arguments.name, arguments.words, arguments.output) == ("smollm2", ["two", "more", "words"], "json")
+    for words in (["run", "smollm2", "--nope", "x"], ["status", "x"]):
+        with pytest.raises(SystemExit) as wrong:
+            _parse(words)
+        assert wrong.value.code == 2
+
+
+def test_run_without_a_name_is_the_agent_and_takes_none_of_a_conversations_options(
+    config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[Path] = []
+
+    def run_agent(arguments: argparse.Namespace) -> int:
+        ran.append(arguments.config)
+        return 0
+
+    monkeypatch.setattr("garrison_agent.cli.service.run_agent", run_agent)
+    assert run(config, "run") == 0
+    assert ran == [config]
+    assert run(config, "run", "--seed", "1") == 2
+    assert "cli.model_missing" in capsys.readouterr().err
+    assert len(ran) == 1
+
+
+def test_the_agent_itself_keeps_none_of_these_commands_in_memory() -> None:
+    code = "import sys; from garrison_agent.cli.main import _parse; _parse(['run']); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    ours = {name for name in done.stdout.split() if name.startswith("garrison_agent.cli.")}
+    assert {name for name in ours if "parsers" not in name} == {"garrison_agent.cli.main", "garrison_agent.cli.service"}

@@ -69,6 +69,10 @@ def make_status(**changes: Any) -> StatusView:
                 "progress_bytes": 50 * 1024 * 1024,
                 "total_bytes": 100 * 1024 * 1024,
                 "endpoint": "/v1",
+                "worker": "ready",
+                "worker_failure": None,
+                "memory_mb": 310,
+                "load_ms": 480,
             }
         ],
         "outbox": {
@@ -150,6 +154,14 @@ def test_failures_are_explained_below() -> None:
     assert "b:1, not connected\n" in text
     text = render(make_status(broker="b:1", connected=False, broker_error="connection refused"), 0)
     assert "b:1, not connected: connection refused\n" in text
+
+
+def test_upstreams_are_shown_as_not_verified() -> None:
+    big = {"alias": "big", "url": "http://127.0.0.1:8000/v1", "model": "theirs", "state": "unreachable", "detail": "no"}
+    assert "NOT VERIFIED" not in render(make_status(), 0)
+    text = render(make_status(upstreams=[big]), 0)
+    assert "UPSTREAM, NOT VERIFIED" in text
+    assert "http://127.0.0.1:8000/v1  unreachable  no" in text
 
 
 def test_the_command_prints_both_forms(serve: Serve, config: Path, capsys: pytest.CaptureFixture[str]) -> None:

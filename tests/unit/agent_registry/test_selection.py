@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from garrison_agent.registry.selection import Rejected, choose_variant
+from garrison_agent.registry.selection import Rejected, VariantFit, choose_variant, explain_variants
 from garrison_protocol.manifest import Manifest, Requirements, RuntimeSpec, Variant
 from garrison_protocol.messages.report import Inventory
 from garrison_protocol.states import DeviceType, Engine
@@ -12,13 +12,18 @@ BOARD = Inventory(architecture="aarch64", memory_mb=4000, cpu_features=("asimd",
 
 
 def _variant(
-    name: str, device: DeviceType = DeviceType.CPU, *, memory_mb: int = 100, requirements: Requirements | None = None
+    name: str,
+    device: DeviceType = DeviceType.CPU,
+    provider: str = "CPUExecutionProvider",
+    *,
+    memory_mb: int = 100,
+    requirements: Requirements | None = None,
 ) -> Variant:
     base = make_package().variant
     return base.model_copy(
         update={
             "name": name,
-            "runtime": RuntimeSpec(engine=Engine.LLAMA_CPP, device_type=device),
+            "runtime": RuntimeSpec(engine=Engine.LLAMA_CPP, device_type=device, execution_provider=provider),
             "memory_mb": memory_mb,
             "requirements": requirements or Requirements(),
         }
@@ -68,3 +73,44 @@ def test_architectures_have_two_names_each() -> None:
 def test_a_smaller_build_is_taken_when_the_first_does_not_fit() -> None:
     big, small = _variant("big", memory_mb=2000), _variant("small", memory_mb=500)
     assert choose_variant(_manifest(big, small), BOARD, 1000) == small
+
+
+def test_foundrys_order_of_devices_and_providers() -> None:
+    best_first = (
+        _variant("npu", DeviceType.NPU, "QNNExecutionProvider"),
+        _variant("vendor-gpu", DeviceType.GPU, "NvTensorRTRTXExecutionProvider"),
+        _variant("cuda-gpu", DeviceType.GPU, "CUDAExecutionProvider, CPUExecutionProvider"),
+        _variant("generic-gpu", DeviceType.GPU, "WebGpuExecutionProvider"),
+        _variant("vendor-cpu", DeviceType.CPU, "OpenVINOExecutionProvider"),
+        _variant("generic-cpu"),
+    )
+    for start in range(len(best_first)):
+        worst_first = _manifest(*reversed(best_first[start:]))
+        assert choose_variant(worst_first, BOARD, 1000, device_types=list(DeviceType)) == best_first[start]
+    explained = explain_variants(_manifest(*reversed(best_first)), BOARD, 1000, device_types=list(DeviceType))
+    assert [fit.name for fit in explained] == [variant.name for variant in best_first]
+
+
+def test_memory_decides_before_the_order_of_devices() -> None:
+    npu, cpu = _variant("npu", DeviceType.NPU, memory_mb=1001), _variant("cpu", memory_mb=1000)
+    assert choose_variant(_manifest(npu, cpu), BOARD, 1000, device_types=list(DeviceType)) == cpu
+
+
+def test_every_variant_is_explained_with_all_that_is_in_its_way() -> None:
+    gpu = _variant("gpu", DeviceType.GPU, memory_mb=2000, requirements=Requirements(cpu_features=("sve",)))
+    big, small = _variant("big", memory_mb=1500), _variant("small", memory_mb=500)
+    spare = _variant("spare", memory_mb=400)
+    explained = {fit.name: fit for fit in explain_variants(_manifest(big, small, spare, gpu), BOARD, 1000)}
+    assert explained["gpu"].reasons == (
+        "needs a GPU",
+        "needs CPU features sve",
+        "takes 2000 MiB of memory, the budget is 1000",
+    )
+    assert explained["big"].reasons == ("takes 1500 MiB of memory, the budget is 1000",)
+    assert explained["small"] == VariantFit("small", True, (), True, 500, small.size_bytes)
+    assert explained["spare"].fits
+    assert not explained["spare"].chosen
+    rejected = choose_variant(_manifest(big, gpu), BOARD, 1000)
+    assert isinstance(rejected, Rejected)
+    assert rejected.reasons["gpu"] == ", ".join(explained["gpu"].reasons)
+    assert not any(fit.chosen for fit in explain_variants(_manifest(big, gpu), BOARD, 1000))

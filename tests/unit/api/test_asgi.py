@@ -113,3 +113,38 @@ def test_only_objects_are_bodies() -> None:
         with pytest.raises(BadRequestError) as caught:
             parse_object(bad)
         assert caught.value.code == "api.bad_json"
+
+
+def test_a_rare_surface_is_registered_by_its_first_request() -> None:
+    book, registered = RouteBook(), []
+
+    def register(into: RouteBook) -> None:
+        registered.append("rare")
+        into.add("GET", "/rare/{name}", handler)
+
+    book.add_rare(r"/rare/.*", register)
+    with pytest.raises(NotFoundError, match=r"api\.path_unknown"):
+        book.find(make_request(method="GET", path="/other"))
+    assert registered == []
+    for name in ("a", "b"):
+        request = make_request(method="GET", path=f"/rare/{name}")
+        assert book.find(request) is handler
+        assert request.params == {"name": name}
+    assert registered == ["rare"]
+    with pytest.raises(MethodError):
+        book.find(make_request(method="POST", path="/rare/a"))
+
+
+@pytest.mark.parametrize(
+    ("query", "value"),
+    [(b"", None), (b"ttl=5", "5"), (b"a=1&ttl=5&ttl=6", "6"), (b"ttl=", ""), (b"ttl=%2B5", "+5"), (b"\xff=\xfe", None)],
+)
+def test_a_query_string_gives_its_values(query: bytes, value: str | None) -> None:
+    async def receive() -> Message:
+        raise AssertionError
+
+    async def send(message: Message) -> None:
+        raise AssertionError
+
+    scope: dict[str, Any] = {"method": "GET", "path": "/", "headers": [], "query_string": query}
+    assert Request(scope, receive, send, BodyBudget(), None).query("ttl") == value

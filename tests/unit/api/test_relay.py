@@ -21,3 +21,16 @@ LONG = b"x" * 300_000
 )
 def test_half_events_wait_for_their_rest(data: bytes, whole: bytes, tail: bytes) -> None:
     assert whole_events(data) == (whole, tail)
+
+
+@pytest.mark.parametrize(
+    ("data", "whole", "tail"),
+    [
+        (b'{"a":1}\n{"b"', b'{"a":1}\n', b'{"b"'),
+        (b'{"a":1}\n{"b":2}\n', b'{"a":1}\n{"b":2}\n', b""),
+        (b'{"a', b"", b'{"a'),
+        (LONG, LONG, b""),
+    ],
+)
+def test_half_lines_wait_for_their_rest(data: bytes, whole: bytes, tail: bytes) -> None:
+    assert whole_events(data, b"\n") == (whole, tail)

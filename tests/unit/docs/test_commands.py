@@ -73,11 +73,24 @@ def command_lines(text: str) -> Iterator[list[str]]:
     for language, body in blocks(text):
         if language != "sh":
             continue
-        for line in body.replace("\\\n", " ").splitlines():
-            words = shlex.split(line, comments=True)
+        for words in shell_lines(body):
             for place, word in enumerate(words):
                 if Path(word).name in PROGRAMS and starts_command(words[:place]):
                     yield [Path(word).name, *until_end(words[place + 1 :])]
+
+
+def shell_lines(body: str) -> Iterator[list[str]]:
+    """Yield the words of each line; a quoted text may go on over several."""
+    line = ""
+    for part in body.replace("\\\n", " ").splitlines(keepends=True):
+        line += part
+        try:
+            words = shlex.split(line, comments=True)
+        except ValueError:
+            continue
+        line = ""
+        yield words
+    assert not line, f"a quote is never closed: {line}"
 
 
 def starts_command(before: Sequence[str]) -> bool:

@@ -44,7 +44,7 @@ def codes_of_call(call: ast.Call) -> Iterator[str]:
     elif name in CARRIERS and len(call.args) > CARRIERS[name]:
         yield from strings(call.args[CARRIERS[name]])
     elif name == "_refuse" and call.args and isinstance(call.args[0], ast.Constant):
-        yield f"oip.{call.args[0].value!s}"  # runtimes/oip.py adds the first part itself
+        yield f"oip.{call.args[0].value!s}"  # runtimes/tensors/oip.py adds the first part itself
     elif name == "_refuse" and len(call.args) > 1:
         yield from strings(call.args[1])
 

@@ -9,7 +9,9 @@ import pytest
 from garrison_agent.api.commands import (
     Doctor,
     GetStatus,
+    GetVariants,
     ListCache,
+    ListLoaded,
     ListModels,
     LoadModel,
     RemoveFromCache,
@@ -21,6 +23,7 @@ from garrison_agent.owner.commands import MAX_WAITERS
 from garrison_agent.runtimes.status import RequestDone, RequestRecord
 from garrison_protocol.errors import ConflictError, InsufficientError, NotFoundError, UnavailableError
 from garrison_protocol.states import DeploymentState as State
+from tests.fakes.packages import Package
 from tests.unit.loop.rig import DEVICE, Rig, entry, package
 
 
@@ -196,3 +199,52 @@ def test_loading_in_vain_is_given_up_after_its_time(rig: Rig) -> None:
     rig.forward(1801)
     assert answer.done()
     assert rig.slot.phase in (Phase.BACKOFF, Phase.STARTING)
+
+
+def test_models_in_memory_are_listed_with_their_speed_lately(rig: Rig) -> None:
+    rig.connect()
+    rig.deploy(package("1.0"), "r1")
+
+    def speed() -> object:
+        views: Any = rig.ask(ListLoaded()).result(0)
+        return [(one["alias"], one["tokens_per_s"]) for one in views]
+
+    assert speed() == [("chat", None)]
+    worker = rig.models.worker("chat:1.0")
+    worker.say(RequestDone(RequestRecord("chat", True, None, 10, 20, 12.5, 500.0, 40.0)))
+    worker.say(RequestDone(RequestRecord("chat", True, None, 10, 2, 12.5, 500.0, 900.0)))  # too short to count
+    rig.settle()
+    assert speed() == [("chat", 40.0)]
+    worker.say(RequestDone(RequestRecord("chat", True, None, 10, 20, 12.5, 500.0, 20.0)))
+    rig.settle()
+    assert speed() == [("chat", 30.0)]
+    rig.ask(UnloadModel("chat"))
+    assert speed() == []
+
+
+def test_every_build_of_a_package_is_judged_for_this_board(rig: Rig) -> None:
+    rig.connect()
+    fits = package("1.0")
+    large = fits.variant.model_copy(update={"name": "large", "memory_mb": 9000})
+    made = Package(fits.manifest.model_copy(update={"variants": (large, fits.variant)}), fits.blobs)
+    rig.deploy(made, "r1")
+    for name in ("chat", "chat:1.0"):
+        view: Any = rig.ask(GetVariants(name)).result(0)
+        found = {one["name"]: (one["fits"], one["chosen"], one["missing_bytes"]) for one in view["variants"]}
+        assert found == {fits.variant.name: (True, True, 0), "large": (False, False, 0)}
+        (reason,) = next(one["reasons"] for one in view["variants"] if one["name"] == "large")
+        assert "9000 MiB" in reason
+        assert "1000" in reason  # the budget
+    with pytest.raises(NotFoundError, match=r"model\.unknown"):
+        rig.ask(GetVariants("nobody")).result(0)
+
+
+def test_a_package_that_was_rejected_here_says_why(rig: Rig) -> None:
+    rig.connect()
+    rig.deploy(package("1.0", memory_mb=5000), "r1")
+    assert rig.state == "REJECTED"
+    view: Any = rig.ask(GetVariants("chat")).result(0)
+    (one,) = view["variants"]
+    assert (one["fits"], one["chosen"]) == (False, False)
+    assert one["missing_bytes"] == one["size_bytes"]
+    assert one["reasons"]

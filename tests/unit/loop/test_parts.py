@@ -59,6 +59,17 @@ def test_timers_come_in_order_and_not_before_their_time() -> None:
     assert [timers.due(), timers.due(), timers.due()] == [Tick.PUMP, Tick.SOAK, None]
 
 
+def test_a_timer_that_is_moved_comes_once() -> None:
+    now = [0.0]
+    timers = Timers(lambda: now[0])
+    for delay_s in (3.0, 1.0, 2.0):
+        timers.move(delay_s, Tick.IDLE)
+    timers.after(1.5, Tick.PUMP)
+    assert timers.next_s() == 1.5
+    now[0] = 9.0
+    assert [timers.due(), timers.due(), timers.due()] == [Tick.PUMP, Tick.IDLE, None]
+
+
 def test_configuration_is_read_and_checked(tmp_path: Path) -> None:
     path = tmp_path / "agent.toml"
     path.write_text('state_dir = "/s"\n[mqtt]\nprotocol = "3.1.1"\n[limits]\nmemory_budget_mb = 512\n')

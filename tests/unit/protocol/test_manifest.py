@@ -80,6 +80,25 @@ def test_an_expected_choice_must_exist() -> None:
         parse(evaluation={"cases": [case], "min_accuracy": 1})
 
 
+def test_an_embedding_model_is_known_by_its_task_or_its_setting() -> None:
+    for changes, makes in (({}, False), ({"task": "text-embedding"}, True)):
+        manifest = parse(**changes)
+        assert manifest.makes_embeddings(manifest.variants[0]) is makes
+    variants = document()["variants"]
+    variants[0]["model_settings"] = {"embedding": True}
+    manifest = parse(variants=variants)
+    assert manifest.makes_embeddings(manifest.variants[0])
+
+
+def test_a_similarity_case_compares_texts() -> None:
+    case = {"kind": "similarity", "id": "one", "anchor": "a cat", "closer": "a kitten", "farther": "a tax"}
+    (read,) = parse(evaluation={"cases": [case], "min_accuracy": 1}).evaluation.cases
+    assert read.model_dump() == {**case, "margin": 0.0}
+    for wrong in ({"anchor": ""}, {"margin": -1}, {"margin": "NaN"}):
+        with pytest.raises(InvalidError):
+            parse(evaluation={"cases": [{**case, **wrong}], "min_accuracy": 1})
+
+
 def test_a_gate_without_cases_is_refused() -> None:
     with pytest.raises(InvalidError):
         parse(evaluation={"cases": [], "min_accuracy": 0})

@@ -5,39 +5,10 @@ from typing import Any
 
 import pytest
 
-from garrison_agent.runtimes.batching import MAX_WAITING, Batcher, Delta, Generation, Options, Output, Scoring
+from garrison_agent.runtimes.llama.batching import MAX_WAITING, MAX_WAITING_APP, Batcher, Scoring
 from garrison_protocol.errors import GarrisonError, InvalidError
 from tests.unit.runtimes.counting_backend import CountingBackend
-
-
-class Client:
-    """Collects one answer."""
-
-    def __init__(self, prompt: str, **options: Any) -> None:
-        self.text = ""
-        self.finish: str | None = None
-        self.deltas: list[Delta] = []
-        self.generation = Generation(prompt, Options(**options), self.hear)
-
-    def hear(self, delta: Delta) -> None:
-        assert self.finish is None, "nothing comes after the end"
-        self.deltas.append(delta)
-        self.text += delta.text
-        self.finish = delta.finish
-
-
-def deliver(outputs: list[Output]) -> None:
-    for generation, delta in outputs:
-        generation.on_delta(delta)
-
-
-def run(batcher: Batcher, *clients: Client) -> None:
-    deliver([batcher.add(client.generation) for client in clients])
-    for _ in range(500):
-        if not batcher.busy:
-            return
-        deliver(batcher.step())
-    raise AssertionError("the batcher never came to rest")
+from tests.unit.runtimes.text_clients import Client, Clock, deliver, run
 
 
 def test_an_answer_ends_at_the_models_own_end() -> None:
@@ -94,6 +65,29 @@ def test_a_long_prompt_is_read_in_parts_while_another_answer_goes_on() -> None:
     assert late.text == "n"
 
 
+def test_beside_running_answers_a_part_of_a_prompt_takes_only_so_long() -> None:
+    clock = Clock()
+    backend = CountingBackend(parallel=2, context_length=4000, batch_size=512)
+    batcher = Batcher(backend, clock=clock)
+
+    def parts(*clients: Client) -> list[int]:
+        deliver([batcher.add(client.generation) for client in clients])
+        before = len(backend.batches)
+        while any(client.generation.first_token_at is None for client in clients):
+            deliver(batcher.step())
+        return [len(batch) for batch in backend.batches[before:]]
+
+    backend.row_takes = lambda: clock.pass_by(0.002)
+
+    alone = Client("a" * 1500, max_tokens=1)
+    assert parts(alone) == [500, 500, 500]
+    early = Client("k", max_tokens=14, ignore_end=True)
+    parts(early)
+    beside = Client("b" * 100, max_tokens=1)
+    assert parts(beside) == [51, 51]
+    assert early.text[:3] == "lmn"
+
+
 def test_a_prompt_cancelled_halfway_is_read_no_further() -> None:
     backend = CountingBackend(batch_size=8)
     batcher = Batcher(backend)
@@ -143,7 +137,7 @@ def test_the_same_prompt_again_reads_one_token() -> None:
 
 def test_a_model_that_cannot_forget_a_part_starts_over() -> None:
     backend = CountingBackend(parallel=1)
-    backend.only_whole = True
+    backend.trims = False
     batcher = Batcher(backend)
     run(batcher, Client("abcd", max_tokens=1))
     second = Client("abxy", max_tokens=1)
@@ -178,13 +172,114 @@ def test_an_empty_prompt_is_refused() -> None:
     assert client.generation.error.code == "inference.prompt_empty"
 
 
-def test_a_full_queue_refuses_and_says_so() -> None:
+def test_a_full_line_refuses_its_application_and_says_so() -> None:
     batcher = Batcher(CountingBackend(parallel=1))
-    clients = [Client("a", max_tokens=1) for _ in range(MAX_WAITING + 1)]
+    clients = [Client("a", app="greedy", max_tokens=1) for _ in range(MAX_WAITING_APP + 1)]
     deliver([batcher.add(client.generation) for client in clients])
+    assert clients[-1].code == "inference.queue_full"
     assert clients[-1].generation.error is not None
-    assert clients[-1].generation.error.code == "inference.queue_full"
     assert clients[-1].generation.error.retryable
+    other = Client("a", app="modest")
+    deliver([batcher.add(other.generation)])
+    assert other.finish is None
+
+
+def test_a_full_queue_refuses_everybody() -> None:
+    batcher = Batcher(CountingBackend(parallel=1))
+    clients = [Client("a", app=str(number % 8), max_tokens=1) for number in range(MAX_WAITING + 1)]
+    deliver([batcher.add(client.generation) for client in clients])
+    assert [client.code for client in clients] == [None] * MAX_WAITING + ["inference.queue_full"]
+
+
+def test_applications_are_served_in_turn() -> None:
+    backend = CountingBackend(parallel=1)
+    many = [Client(letter, app="many", max_tokens=1) for letter in "abc"]
+    few = Client("x", app="few", max_tokens=1)
+    run(Batcher(backend), *many, few)
+    assert [chr(batch[0].token) for batch in backend.batches] == ["a", "x", "b", "c"]
+
+
+def test_a_prompt_may_be_tokens() -> None:
+    client = Client(tuple(b"abc"), max_tokens=2)
+    run(Batcher(CountingBackend()), client)
+    assert client.text == "de"
+
+
+@pytest.mark.parametrize("tokens", [(97, 256), (-1, 97)])
+def test_a_token_that_the_model_does_not_have_is_refused(tokens: tuple[int, ...]) -> None:
+    batcher = Batcher(CountingBackend())
+    prompt, bias = Client(tokens), Client("a", logit_bias=tuple((token, 1.0) for token in tokens))
+    run(batcher, prompt, bias)
+    assert prompt.code == bias.code == "inference.token_unknown"
+
+
+def test_a_grammar_that_the_engine_cannot_use_is_refused_before_the_answer_begins() -> None:
+    backend = CountingBackend()
+    client = Client("a", grammar="")
+    run(Batcher(backend), client)
+    assert client.code == "inference.grammar_invalid"
+    assert backend.batches == []
+
+
+def test_an_answer_that_its_grammar_lets_go_no_further_ends() -> None:
+    backend = CountingBackend()
+    client = Client("a", grammar="bcd")
+    run(Batcher(backend), client)
+    assert (client.text, client.finish) == ("bcd", "stop")
+    assert backend.samplers_open == 0
+
+
+def test_an_answer_whose_sampling_fails_ends_alone() -> None:
+    backend = CountingBackend()
+    batcher = Batcher(backend)
+    failing, other = Client("a", max_tokens=3), Client("k", max_tokens=3)
+    deliver([batcher.add(failing.generation)])
+    backend.sampling_fails = InvalidError("inference.grammar_invalid", "too ambiguous")
+    deliver(batcher.step())
+    backend.sampling_fails = None
+    run(batcher, other)
+    assert failing.code == "inference.grammar_invalid"
+    assert other.text == "lmn"
+
+
+def test_a_control_token_is_shown_only_where_it_is_part_of_what_was_asked_for() -> None:
+    def text(**options: Any) -> str:
+        backend = CountingBackend()
+        backend.control = {ord("c"): b"<tool>"}
+        client = Client("a", max_tokens=3, **options)
+        run(Batcher(backend), client)
+        return client.text
+
+    assert text() == "bd"
+    assert text(grammar="bcd") == "b<tool>d"
+    assert text(grammar="bcd", grammar_triggers=("<tool>",)) == "b<tool>d"
+    assert text(grammar="bcd", grammar_triggers=("{",)) == "bd"
+
+
+def test_log_probabilities_come_with_their_text() -> None:
+    client = Client("a", max_tokens=3, top_logprobs=2)
+    run(Batcher(CountingBackend()), client)
+    assert [(delta.text, [one.piece for one in delta.logprobs]) for delta in client.deltas[1:]] == [
+        ("b", [b"b"]),
+        ("c", [b"c"]),
+        ("d", [b"d"]),
+    ]
+    first = client.deltas[1].logprobs[0]
+    assert first.logprob == -0.5
+    assert first.top == ((b"b", -0.5), (b"c", -5.0))
+
+
+def test_without_being_asked_for_there_are_none() -> None:
+    client = Client("a", max_tokens=3)
+    run(Batcher(CountingBackend()), client)
+    assert all(delta.logprobs == () for delta in client.deltas)
+
+
+def test_log_probabilities_of_a_stop_string_do_not_come() -> None:
+    client = Client("a", stop=("de",), top_logprobs=0)
+    run(Batcher(CountingBackend()), client)
+    assert client.text == "bc"
+    assert client.pieces == b"bc"
 
 
 def test_a_failed_batch_ends_its_answers_and_the_next_request_works() -> None:

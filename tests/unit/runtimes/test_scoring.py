@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from garrison_agent.runtimes.scoring import choice_passes, label_passes
-from garrison_protocol.manifest import ChoiceCase, LabelCase, Tensor
+from garrison_agent.runtimes.scoring import choice_passes, label_passes, similarity_passes
+from garrison_protocol.manifest import ChoiceCase, LabelCase, SimilarityCase, Tensor
 
 CHOICE = ChoiceCase(id="c", prompt="p", choices=("a", "b", "c"), expected=1)
 LABEL = LabelCase(
@@ -54,3 +54,24 @@ def test_an_output_without_numbers_fails() -> None:
     for scores in (["cat", "dog"], [None, 0.9]):
         seen: list[Any] = scores
         assert label_passes(LABEL, seen) is False
+
+
+@pytest.mark.parametrize(
+    ("vectors", "margin", "passes"),
+    [
+        ([[1, 0], [2, 1], [0, 3]], 0.0, True),
+        ([[1, 0], [0, 3], [2, 1]], 0.0, False),
+        ([[1, 0], [1, 1], [2, 2]], 0.0, False),
+        ([[1, 0], [1, 1], [0, 1]], 0.7, True),
+        ([[1, 0], [1, 1], [0, 1]], 0.71, False),
+        ([[1, 0], [1, 1], [0, 0]], 0.0, False),
+        ([[0, 0], [1, 1], [1, 0]], 0.0, False),
+        ([[1, 0], [1, math.nan], [0, 1]], 0.0, False),
+        ([[1, 0], [math.inf, 1], [0, 1]], 0.0, False),
+        ([[1, 0], [1, 1], [1]], 0.0, False),
+        ([[1, 0], [1, 1]], 0.0, False),
+    ],
+)
+def test_the_closer_text_must_be_more_similar(vectors: list[list[float]], margin: float, passes: bool) -> None:
+    case = SimilarityCase(id="s", anchor="a", closer="b", farther="c", margin=margin)
+    assert similarity_passes(case, vectors) is passes

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from garrison_agent.runtimes.text_stream import TextStream
+from garrison_agent.runtimes.llama.text_stream import TextStream
 
 
 def test_half_a_character_is_held_back() -> None:

@@ -1,0 +1,114 @@
+"""Connections that behave badly, or that are many: bounded, answered in form, and no trouble to others."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import pytest
+
+from garrison_agent.api import app
+from garrison_agent.cli.client import AgentClient
+from tests.fakes.api_site import DEADLINE_S, LAST, LIST, Site, chat_request, parse_answer, read_to_end
+from tests.fakes.local_owner import LocalOwner, make_route
+from tests.fakes.worker_server import StandInWorker
+from tests.integration.api.conftest import Open
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+def site(open_site: Open, worker: StandInWorker) -> Site:
+    return open_site(LocalOwner(make_route(socket=worker.path), answer=lambda command: {"device": "edge-1"}))
+
+
+@contextmanager
+def many(site: Site, count: int) -> Iterator[list[socket.socket]]:
+    with ExitStack() as stack:
+        yield [stack.enter_context(site.raw()) for _ in range(count)]
+
+
+def test_500_connections_at_once_are_all_answered(site: Site) -> None:
+    with many(site, 500) as connections:
+        for one in connections:
+            one.sendall(LAST)
+        answers = [parse_answer(read_to_end(one)) for one in connections]
+    assert {status for status, _, _ in answers} == {200}
+
+
+def test_requests_beyond_the_bound_are_sent_away_in_form(
+    site: Site, worker: StandInWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "MAX_REQUESTS", 20)
+    with many(site, 20) as connections:
+        for one in connections:
+            one.sendall(chat_request("step"))
+            assert one.recv(4096).startswith(b"HTTP/1.1 200")
+        status, body, response = site.chat("hello")
+        assert (status, body["error"]["code"], body["error"]["type"]) == (503, "api.overloaded", "server_error")
+        assert int(response.headers["retry-after"]) > 0
+        assert AgentClient(site.socket).get("status") == {"device": "edge-1"}
+    for _ in connections:
+        worker.seen.release.release()
+    assert any(site.chat("hello")[0] == 200 for _ in range(500))  # once the agent has seen them go
+
+
+def test_headers_of_an_honest_size_pass(site: Site) -> None:
+    assert site.call("GET", "/v1/models", x_long="a" * 60_000)[0] == 200
+
+
+@pytest.mark.parametrize("text", [b"\x16\x03\x01\x02\x00\x01\x00", b"hello\r\n\r\n", b"GET / HTTP/9\r\n\r\n", b"\0"])
+def test_what_is_no_http(site: Site, text: bytes) -> None:
+    with site.raw() as odd:
+        odd.sendall(text)
+        status, _, body = parse_answer(read_to_end(odd))
+    assert (status, json.loads(body)["error"]["code"]) == (400, "malformed_request")
+
+
+def test_pipelined_requests_are_answered_in_order(site: Site) -> None:
+    with site.raw() as client:
+        client.sendall(chat_request("first") + chat_request("second", close=True))
+        text = read_to_end(client)
+    assert 0 < text.index(b'"first"') < text.index(b'"second"')
+    assert text.count(b"[DONE]") == 2
+
+
+def test_a_client_that_goes_with_requests_in_line_stops_the_first(site: Site, worker: StandInWorker) -> None:
+    with site.raw() as client:
+        client.sendall(chat_request("step"))
+        assert client.recv(4096).startswith(b"HTTP/1.1 200")
+        client.sendall(LIST)
+    assert worker.seen.client_gone.wait(DEADLINE_S)
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 200])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_who_offers_http2_is_answered_in_http1(site: Site, pieces: int, chunked: bool) -> None:
+    """Java's client does so by default, with a body behind it."""
+    request = chat_request("hello")
+    head, _, body = request.partition(b"\r\n\r\n")
+    head += b"\r\nconnection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAAQAAP__"
+    if chunked:
+        head = head.replace(b"content-length: %d" % len(body), b"transfer-encoding: chunked")
+        body = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+    text = head + b"\r\n\r\n" + body
+    size = -(-len(text) // pieces)
+    with site.raw() as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for at in range(0, len(text), size):
+            client.sendall(text[at : at + size])
+        status, headers, answer = parse_answer(read_to_end(client))
+    assert (status, headers["connection"]) == (200, "close")
+    assert b'"hello"' in answer
+    assert b"[DONE]" in answer
+
+
+@pytest.mark.parametrize("body", [b"\xff" * 100, b'{"model": "\xc3("}', b'{"a":' * 50_000, b"[" * 10_000, b"\0"])
+def test_bodies_that_are_no_json(site: Site, body: bytes) -> None:
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {len(body)}"
+    with site.raw() as client:
+        client.sendall(head.encode() + b"\r\n\r\n" + body)
+        status, _, answer = parse_answer(read_to_end(client))
+    assert (status, json.loads(answer)["error"]["code"]) == (400, "api.bad_json")

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import pytest
+
+from garrison_agent.runtimes.llama.pace import ALONE_ROWS, ALONE_S, SHARED_ROWS, SHARED_S, Pace
+
+
+@pytest.mark.parametrize("row_s", [0.001, 0.003, 0.005])
+def test_a_part_takes_as_long_as_answers_may_be_held_up(row_s: float) -> None:
+    pace = Pace()
+    pace.learn(100, 100 * row_s)
+    assert pace.rows(shared=True) * row_s == pytest.approx(SHARED_S, abs=row_s)
+    assert pace.rows(shared=False) * row_s == pytest.approx(ALONE_S, abs=row_s)
+
+
+@pytest.mark.parametrize(("row_s", "shared", "alone"), [(1.0, SHARED_ROWS[0], ALONE_ROWS[0]), (1e-5, 128, 100_000)])
+def test_parts_stay_within_bounds(row_s: float, shared: int, alone: int) -> None:
+    pace = Pace()
+    pace.learn(100, 100 * row_s)
+    assert pace.rows(shared=True) == shared
+    assert pace.rows(shared=False) == pytest.approx(alone, abs=1)
+
+
+def test_it_follows_what_it_sees_but_not_every_outlier() -> None:
+    pace = Pace()
+    pace.learn(100, 0.2)
+    pace.learn(100, 0.4)
+    once = pace.rows(shared=True)
+    for _ in range(30):
+        pace.learn(100, 0.4)
+    assert SHARED_S / 0.004 < once < SHARED_S / 0.002
+    assert pace.rows(shared=True) == pytest.approx(SHARED_S / 0.004, abs=1)
+
+
+def test_a_few_rows_tell_nothing() -> None:
+    pace = Pace()
+    before = pace.rows(shared=True)
+    pace.learn(2, 5.0)
+    assert pace.rows(shared=True) == before
