@@ -6,6 +6,7 @@ Not between fork and exec: the agent has threads, and code that runs there may w
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import resource
 
@@ -19,21 +20,28 @@ VIRTUAL_SLACK_MB = 1024
 """RLIMIT_DATA counts private memory that is reserved, used or not: thread stacks, buffers that are never filled."""
 MIB = 1024 * 1024
 
+_log = logging.getLogger(__name__)
+
 
 def apply(limits: Limits, group: str | None) -> None:
     """Join ``group``, or set what the process can set for itself, and let the kernel prefer it when memory runs out.
 
-    Without a group, memory is bounded by RLIMIT_DATA: private writable memory. RLIMIT_AS would count the mapped file
-    of weights, which takes no memory that others could not have back; RLIMIT_RSS does nothing on Linux. A worker that
-    meets it is refused an allocation, and ends. A share of the processor becomes a number of cores, rounded up.
+    Without a group that can be joined, memory is bounded by RLIMIT_DATA: private writable memory. RLIMIT_AS would count
+    the mapped file of weights, which takes no memory that others could not have back; RLIMIT_RSS does nothing on Linux.
+    A worker that meets it is refused an allocation, and ends. A share of the processor becomes a number of cores,
+    rounded up.
     """
     with contextlib.suppress(OSError):  # some containers forbid it; the limit below still holds
         _write("/proc/self/oom_score_adj", str(OOM_SCORE))
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, NICE)
     if group is not None:
-        _write(f"{group}/cgroup.procs", "0")
-        return
+        try:
+            _write(f"{group}/cgroup.procs", "0")
+        except OSError as error:
+            _log.warning("%s cannot be joined, the worker limits itself: %s", group, error.strerror)
+        else:
+            return
     if limits.memory_mb:
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
         soft = (limits.memory_mb + VIRTUAL_SLACK_MB) * MIB

@@ -60,6 +60,14 @@ def test_in_a_group_it_joins_that_and_leaves_the_limits_to_it(tmp_path: Path) ->
     assert seen["data"] == resource.getrlimit(resource.RLIMIT_DATA)[0]
 
 
+def test_where_it_may_not_join_its_group_it_says_so_and_limits_itself(tmp_path: Path) -> None:
+    arguments = [json.dumps({"memory_mb": 600, "cpu_percent": 100}), str(tmp_path / "gone")]
+    done = subprocess.run([sys.executable, "-c", REPORT, *arguments], capture_output=True, text=True, check=False)
+    assert "the worker limits itself" in done.stderr
+    seen = json.loads(done.stdout)
+    assert (seen["data"], seen["cores"]) == ((600 + VIRTUAL_SLACK_MB) * MIB, 1)
+
+
 def test_what_was_needed_for_loading_only_is_not_part_of_the_peak() -> None:
     before, after = map(int, run(PEAK).split())
     assert before >= 100
