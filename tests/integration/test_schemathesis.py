@@ -1,8 +1,8 @@
 """Requests made up from the OpenAPI document, by schemathesis, at an agent with real models.
 
 Some are such as the document allows, some such as it forbids. Whatever comes must be in the document: the status, the
-content type, and the body's form, that of errors included; so no server error but 502, 503, and 504. The requests are
-the same in every run.
+content type, and the body's form, that of errors included; so no server error but 503 and 504: 502 would mean that a
+worker ended. The requests are the same in every run.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ QUESTIONS = {
     "inputs": [{"name": "bytes", "datatype": "INT32", "shape": [1, 2048], "data": [65] * 2048}],
     "outputs": [{"name": "target_label"}],
 }
-DOCUMENTED_FAILURES = {502, 503, 504}
+DOCUMENTED_FAILURES = {503, 504}
 
 
 class Client:
@@ -139,7 +139,8 @@ def test_what_the_document_allows_is_answered_as_it_says(client: Client, operati
 
 @pytest.mark.parametrize("operation", WITH_BODY, ids=name_of)
 def test_what_it_forbids_is_answered_as_it_says(client: Client, operation: Any) -> None:
-    try_all(client, operation, GenerationMode.NEGATIVE, MANY)
+    statuses = try_all(client, operation, GenerationMode.NEGATIVE, MANY)
+    assert any(400 <= status < 500 for status in statuses), statuses
 
 
 def test_an_import_of_a_name_beyond_ascii_is_unknown(client: Client) -> None:

@@ -217,9 +217,9 @@ class OipApi:
 
     async def _run(self, scope: Scope, receive: Receive) -> EncodedAnswer:
         timeout_s = self._time_left(scope)
+        body = await _body(receive)  # before anything is refused: the agent is still writing it
         length = _header(scope, HEADER_LENGTH)
         header_length = None if length is None else parse_header_length(length)
-        body = await _body(receive)
 
         def parse() -> InferRequest:
             return parse_infer(body, self._session.inputs, self._session.outputs, header_length)
