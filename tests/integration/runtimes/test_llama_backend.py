@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import tracemalloc
 from collections.abc import Iterator, Sequence
 
 import pytest
@@ -159,3 +160,30 @@ def test_more_sequences_than_llama_cpp_has_are_a_failed_load() -> None:
     with pytest.raises(InvalidError) as caught:
         LlamaBackend(str(smollm2()), threads=1, context_length=16, parallel=257)
     assert caught.value.code == "model.load_failed"
+
+
+def test_requests_that_wait_with_a_grammar_hold_no_room_for_a_whole_vocabulary_each(smol: LlamaBackend) -> None:
+    options = Options(grammar='root ::= "yes" | "no"')
+    tokens = smol.tokenize(TEXT)
+    tracemalloc.start()
+    try:
+        samplers = [smol.sampler(options, tokens) for _ in range(8)]
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    for sampler in samplers:
+        sampler.close()
+    assert held < smol.vocabulary
+
+
+def test_answers_with_grammars_of_their_own_take_turns(smol: LlamaBackend) -> None:
+    tokens = smol.tokenize(TEXT)
+    smol.decode([Row(token, at, 0, at == len(tokens) - 1) for at, token in enumerate(tokens)])
+    samplers = [smol.sampler(Options(temperature=0, grammar=f'root ::= "{word}"'), tokens) for word in ("7", "Z", "7")]
+    try:
+        chosen = [sampler.sample(len(tokens) - 1) for sampler in samplers]
+    finally:
+        for sampler in samplers:
+            sampler.close()
+        assert smol.forget(0, 0)
+    assert [smol.piece(token) for token in chosen if token is not None] == [b"7", b"Z", b"7"]

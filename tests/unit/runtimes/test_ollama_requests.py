@@ -76,6 +76,14 @@ def test_the_repeat_penalty_can_be_switched_off(given: dict[str, Any], penalty: 
     assert options(**given).repeat_penalty == penalty
 
 
+@pytest.mark.parametrize("penalty", [1e-46, 0.0099])
+def test_a_repeat_penalty_next_to_nothing_is_refused(penalty: float) -> None:
+    with pytest.raises(ApiError) as caught:
+        options(repeat_penalty=penalty)
+    assert caught.value.code == "inference.invalid_value"
+    assert options(repeat_penalty=0.01).repeat_penalty == 0.01
+
+
 def test_negative_means_ollamas_default() -> None:
     assert options(seed=-1).seed is None
     assert options(top_k=-1).top_k == 0

@@ -1,4 +1,4 @@
-"""The embedding engine of a worker: a GGUF model whose answers are vectors. Routed to by ``llama_engine``."""
+"""The embedding engine of a worker: a GGUF model whose answers are vectors. ``llama.engine`` hands over to it."""
 
 from __future__ import annotations
 

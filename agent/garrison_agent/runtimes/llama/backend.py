@@ -1,4 +1,4 @@
-"""What the batcher needs of a loaded model. ``llama_backend`` is the real one; tests have one that counts."""
+"""What the batcher needs of a loaded model. ``native_backend`` has the real one; tests have one that counts."""
 
 from __future__ import annotations
 

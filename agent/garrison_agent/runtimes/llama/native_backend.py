@@ -18,7 +18,7 @@ from garrison_agent.runtimes.llama.backend import DecodeError, InterruptedDecode
 from garrison_agent.runtimes.llama.generation import Options, TokenLogprob
 from garrison_agent.runtimes.llama.lora import attach
 from garrison_agent.runtimes.llama.model import describe, kv_bytes_per_token, load_model
-from garrison_agent.runtimes.llama.sampler import make_sampler
+from garrison_agent.runtimes.llama.sampler import Candidates, make_sampler
 from garrison_agent.runtimes.llama.settings import DEFAULT_SETTINGS, LlamaSettings
 from garrison_agent.runtimes.llama.vocabulary import LlamaVocabulary
 from garrison_agent.runtimes.spec import OpenFile, Settings
@@ -60,6 +60,7 @@ class LlamaBackend:
         self._model = model
         self._words = LlamaVocabulary(model)
         self.vocabulary = self._words.size
+        self._candidates = Candidates(self.vocabulary)
         self.begin_text = self._words.begin_text
         self.begins_by_itself = self._words.begins_by_itself
         self.end_text = self._words.end_text
@@ -209,7 +210,7 @@ class LlamaBackend:
         Raises:
             InvalidError: ``inference.grammar_invalid``.
         """
-        return make_sampler(self._context, self._words, options, prompt, window=self.context_length)
+        return make_sampler(self._context, self._words, self._candidates, options, prompt, window=self.context_length)
 
     def log_probability(self, row: int, token: int) -> float:
         """Return the natural logarithm of the probability of ``token`` after ``row``; NaN if there is none."""

@@ -122,14 +122,14 @@ def _parse(vocabulary: LlamaVocabulary, text: str) -> Any:
 def _invalid(why: str) -> InvalidError:
     return InvalidError(
         "inference.grammar_invalid",
-        f"the grammar cannot be used: {why}",
-        hint="GBNF with a rule named root and without left recursion; see llama.cpp's grammars/README.md",
+        f"the grammar made from the schema cannot be used: {why}",
+        hint="simplify the schema",
     )
 
 
 @contextlib.contextmanager
 def _no_standard_error() -> Iterator[None]:
-    """Keep llama.cpp's parser from printing the grammar, which a client wrote, when it finds an error in it."""
+    """Keep llama.cpp's parser from printing the grammar, made of a client's schema, when it finds an error in it."""
     kept = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:

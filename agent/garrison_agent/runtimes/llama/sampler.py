@@ -30,8 +30,42 @@ GRAMMAR_STEP_S = 5.0
 """An ambiguous grammar can make one token take minutes, and meanwhile nobody else gets one."""
 
 
+class Candidates:
+    """Room for one choice among the whole vocabulary: megabytes, so all samplers of a model use the same."""
+
+    def __init__(self, vocabulary_size: int) -> None:
+        self.count = vocabulary_size
+        self._ids = np.arange(vocabulary_size, dtype=np.int32)
+        self._rows = np.empty(vocabulary_size, _CANDIDATE)
+        pointer = self._rows.ctypes.data_as(ctypes.POINTER(llama_cpp.llama_token_data))
+        self.native = llama_cpp.llama_token_data_array(pointer, vocabulary_size, -1, False)
+
+    def fill(self, logits: npt.NDArray[np.float32], *, refused: list[int]) -> None:
+        """Begin a choice in which all tokens take part but the ``refused``."""
+        self._rows["id"] = self._ids
+        self._rows["logit"] = logits
+        self._rows["logit"][refused] = _REFUSED
+        self.native.size, self.native.selected, self.native.sorted = self.count, -1, False
+
+    @property
+    def possible(self) -> bool:
+        """Tell whether any token can be chosen."""
+        return bool(np.isfinite(self._rows["logit"]).any())
+
+    @property
+    def chosen(self) -> int | None:
+        """The token that was chosen, None if none was."""
+        return int(self._rows["id"][self.native.selected]) if self.native.selected >= 0 else None
+
+
 def make_sampler(
-    context: Any, vocabulary: LlamaVocabulary, options: Options, prompt: Sequence[int], *, window: int
+    context: Any,
+    vocabulary: LlamaVocabulary,
+    candidates: Candidates,
+    options: Options,
+    prompt: Sequence[int],
+    *,
+    window: int,
 ) -> Sampler:
     """Return a sampler for one answer. Presence and frequency penalties count its last ``window`` tokens.
 
@@ -41,7 +75,7 @@ def make_sampler(
     if options.grammar is None:
         return _ChainSampler(context, _chain(vocabulary, options, prompt, window))
     grammar = LlamaGrammar(vocabulary, options.grammar, options.grammar_triggers)
-    return _GrammarSampler(context, vocabulary.size, _chain(vocabulary, options, prompt, window), grammar)
+    return _GrammarSampler(context, candidates, _chain(vocabulary, options, prompt, window), grammar)
 
 
 def _chain(vocabulary: LlamaVocabulary, options: Options, prompt: Sequence[int], window: int) -> Any:
@@ -101,14 +135,11 @@ class _GrammarSampler:
     does not fit, check the whole vocabulary and choose among what does.
     """
 
-    def __init__(self, context: Any, vocabulary_size: int, chain: Any, grammar: LlamaGrammar) -> None:
+    def __init__(self, context: Any, candidates: Candidates, chain: Any, grammar: LlamaGrammar) -> None:
         self._context = context
+        self._candidates = candidates
         self._chain = chain
         self._grammar = grammar
-        self._ids = np.arange(vocabulary_size, dtype=np.int32)
-        self._candidates = np.empty(vocabulary_size, _CANDIDATE)
-        pointer = self._candidates.ctypes.data_as(ctypes.POINTER(llama_cpp.llama_token_data))
-        self._array = llama_cpp.llama_token_data_array(pointer, vocabulary_size, -1, False)
 
     def sample(self, row: int) -> int | None:
         """Return the token that follows ``row`` of the last batch; None if the grammar leaves none.
@@ -118,7 +149,7 @@ class _GrammarSampler:
         """
         began = time.monotonic()
         pointer = llama_cpp.llama_get_logits_ith(self._context, row)
-        logits = np.ctypeslib.as_array(pointer, (len(self._ids),))
+        logits = np.ctypeslib.as_array(pointer, (self._candidates.count,))
         token = self._choose(logits, refused=[], masked=False)
         if token is None or not self._grammar.take(token):
             token = self._choose_fitting(logits, token)
@@ -126,7 +157,7 @@ class _GrammarSampler:
             raise InvalidError(
                 "inference.grammar_invalid",
                 f"the grammar is so ambiguous that one token took more than {GRAMMAR_STEP_S:g} s",
-                hint="simplify the grammar or the schema",
+                hint="simplify the schema",
             )
         if token is not None:
             llama_cpp.llama_sampler_accept(self._chain, token)
@@ -150,14 +181,11 @@ class _GrammarSampler:
         return None
 
     def _choose(self, logits: npt.NDArray[np.float32], *, refused: list[int], masked: bool) -> int | None:
-        candidates, array = self._candidates, self._array
-        candidates["id"] = self._ids
-        candidates["logit"] = logits
-        candidates["logit"][refused] = _REFUSED
-        array.size, array.selected, array.sorted = len(candidates), -1, False
+        candidates = self._candidates
+        candidates.fill(logits, refused=refused)
         if masked:
-            self._grammar.mask(array)
-            if not np.isfinite(candidates["logit"]).any():
+            self._grammar.mask(candidates.native)
+            if not candidates.possible:
                 return None
-        llama_cpp.llama_sampler_apply(self._chain, ctypes.byref(array))
-        return int(candidates["id"][array.selected]) if array.selected >= 0 else None
+        llama_cpp.llama_sampler_apply(self._chain, ctypes.byref(candidates.native))
+        return candidates.chosen

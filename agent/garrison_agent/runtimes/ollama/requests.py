@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from garrison_agent.runtimes.llama.generation import REPEAT_WINDOW, Options
-from garrison_agent.runtimes.openai.requests import MAX_TOP_LOGPROBS, Body, invalid, unsupported
+from garrison_agent.runtimes.openai.requests import MAX_TOP_LOGPROBS, MIN_REPEAT_PENALTY, Body, invalid, unsupported
 from garrison_agent.runtimes.openai.tool_calls_grammar import Constraint, ToolUse
 from garrison_agent.runtimes.openai.tool_requests import MAX_TOOLS, Tool, tool_use
 
@@ -51,6 +51,8 @@ class OllamaOptions(Body):
         """Raise ``ApiError`` for what this engine does not do."""
         if self.num_ctx is not None and self.num_ctx > context_length:
             invalid("options.num_ctx", f"this model's context holds {context_length} tokens here, not {self.num_ctx}")
+        if self.repeat_penalty and self.repeat_penalty < MIN_REPEAT_PENALTY:
+            invalid("options.repeat_penalty", f"0 for none, or at least {MIN_REPEAT_PENALTY}")
         for name, neutral in (("typical_p", 1.0), ("tfs_z", 1.0), ("mirostat", 0)):
             if getattr(self, name) not in (None, neutral):
                 unsupported(f"options.{name}", "temperature, top_k, top_p, and min_p sample")

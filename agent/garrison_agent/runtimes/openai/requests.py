@@ -17,6 +17,8 @@ from garrison_agent.runtimes.openai.api_errors import ApiError
 
 MAX_CHOICES = 8
 MAX_TOP_LOGPROBS = 20
+MIN_REPEAT_PENALTY = 0.01
+"""Logits are divided by it: by much less, they leave the range of llama.cpp's numbers."""
 _MAX_STOPS = 4
 _MAX_PROMPTS = 64
 _MAX_BIASED = 1024
@@ -55,7 +57,7 @@ class TextRequest(Body):
     min_p: float | None = Field(default=None, ge=0, le=1)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
-    repeat_penalty: float | None = Field(default=None, ge=0.01, le=10)
+    repeat_penalty: float | None = Field(default=None, ge=MIN_REPEAT_PENALTY, le=10)
     seed: _Seed | None = None
     stop: _Stop | Annotated[tuple[_Stop, ...], Field(max_length=_MAX_STOPS)] | None = None
     ignore_eos: bool = False
