@@ -600,6 +600,20 @@ def test_management_over_the_socket(start: Start, tmp_path: Path) -> None:
         agent.post("models", "nobody", "load")
 
 
+@pytest.mark.parametrize("keep_alive_s", ["600", True, float("nan"), float("inf")])
+def test_a_keep_alive_is_a_number(start: Start, tmp_path: Path, keep_alive_s: object) -> None:
+    start(LocalOwner(make_route(), answer=answer_everything), tcp_open=False)
+    with pytest.raises(GarrisonError, match=r"api\.bad_json"):
+        AgentClient(tmp_path / "agent.sock").post("models", "chat", "load", body={"keep_alive_s": keep_alive_s})
+
+
+def test_a_keep_alive_may_be_larger_than_any_float(start: Start, tmp_path: Path) -> None:
+    owner = LocalOwner(make_route(), answer=answer_everything)
+    start(owner, tcp_open=False)
+    AgentClient(tmp_path / "agent.sock").post("models", "chat", "load", body={"keep_alive_s": 10**400})
+    assert owner.commands == [LoadModel("chat", 10**400)]
+
+
 def test_foundry_local_paths(start: Start, worker: StandInWorker, tmp_path: Path) -> None:
     api = start(LocalOwner(make_route(socket=worker.path), answer=answer_everything))
     status = call(api, "GET", "/status")[1]

@@ -401,6 +401,14 @@ def test_one_that_keeps_silent_is_given_up(start: Start, upstream: UpstreamStand
         list(ask(api, stream=True))
 
 
+def test_one_that_takes_no_request_is_given_up_too(start: Start) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as deaf:  # the kernel accepts, and nobody reads
+        api = start(config(f"http://127.0.0.1:{deaf.getsockname()[1]}/v1", timeout_s=1))
+        body = chat(messages=[{"role": "user", "content": "x" * 12_000_000}])
+        status, answer, _ = call(api, "POST", "/v1/chat/completions", body)
+    assert (status, answer["error"]["code"]) == (502, "upstream.unreachable")
+
+
 # --- a real one ------------------------------------------------------------------------------------------------------
 
 

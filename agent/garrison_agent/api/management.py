@@ -210,7 +210,7 @@ def _keep_alive_s(body: bytes) -> float | None:
     value = parse_object(body).get("keep_alive_s") if body else None
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -math.inf < value < math.inf:
         raise BadRequestError("api.bad_json", "keep_alive_s is no number", hint="seconds; 0: at once, -1: never")
     return value
 

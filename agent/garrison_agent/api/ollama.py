@@ -19,6 +19,7 @@ from garrison_agent.api.asgi import Request, RouteBook, parse_object
 from garrison_agent.api.commands import ListLoaded, LoadedView, SetKeepAlive
 from garrison_agent.api.errors import BadRequestError, ollama_body
 from garrison_agent.api.routes import Route
+from garrison_agent.core.residency import keep_alive
 from garrison_protocol.errors import DeniedError, NotFoundError
 from garrison_protocol.states import Engine
 
@@ -27,7 +28,6 @@ API_LEVEL = "0.12.11"
 MAX_KEEP_ALIVE_S = 86400.0
 """The longest for who may not manage the board: a model that never left would stand in the way of a deployment."""
 _LATEST = ":latest"
-_FOR_EVER_S = 10 * 365 * 86400.0
 _NEVER = "9999-12-31T23:59:59Z"
 """When a model leaves memory that stays: Ollama's clients show a time so far away as "Forever"."""
 _DURATION = re.compile(r"([+-]?)((?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:ns|us|µs|ms|s|m|h))+")
@@ -202,8 +202,7 @@ def parse_keep_alive(value: object) -> float | None:
         return None
     seconds = math.nan
     if isinstance(value, int | float) and not isinstance(value, bool):
-        # Compared before it is converted: an integer may be larger than any float.
-        seconds = -1.0 if value < 0 or value >= _FOR_EVER_S else float(value)
+        seconds = keep_alive(value)
     elif isinstance(value, str) and len(value) <= 64:
         match = _DURATION.fullmatch(value)
         if match is not None:
@@ -215,7 +214,7 @@ def parse_keep_alive(value: object) -> float | None:
         raise BadRequestError(
             "api.keep_alive_malformed", "keep_alive is no duration", hint='write seconds, "5m", -1 (stay), or 0 (leave)'
         )
-    return -1.0 if seconds < 0 or seconds >= _FOR_EVER_S else seconds
+    return keep_alive(seconds)
 
 
 def _name(asked: dict[str, object]) -> str:

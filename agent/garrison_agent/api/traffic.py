@@ -100,6 +100,11 @@ class Traffic:
             self._uses[socket] = replace(use, retired=True)
             return True
 
+    def readmit(self, socket: Path) -> None:
+        """Take ``retire`` back: the worker stays."""
+        with self._lock:
+            self._uses[socket] = replace(self._uses[socket], retired=False)
+
     def forget(self, socket: Path) -> None:
         """Drop what is known of a worker that is gone."""
         with self._lock:

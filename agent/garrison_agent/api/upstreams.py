@@ -212,10 +212,10 @@ class UpstreamServer:
     async def _ask(self, request: Request, upstream: Upstream, key: str | None, body: bytes) -> None:
         """Send the request, and read as much of the answer as tells whether it is one to pass on."""
         target = self._base + request.path.removeprefix("/v1")
-        await self._write(upstream, "POST", target, key, body)
         reader = upstream.reader
         try:
             async with asyncio.timeout(self._config.timeout_s):
+                await self._write(upstream, "POST", target, key, body)
                 head, parser, ahead = await self._read_head(reader)
                 status = parser.get_status_code()
                 if status == 200:

@@ -10,6 +10,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+FOR_EVER_S = 10 * 365 * 86400.0
+"""A keep-alive of so long is for ever; no clock or calendar has to count further."""
+
 
 @dataclass(frozen=True, slots=True)
 class Resident:
@@ -163,6 +166,11 @@ def make_room(
             leaving.remove(one)
             free_mb -= one.memory_mb
     return Room(tuple(one.alias for one in leaving))
+
+
+def keep_alive(seconds: float) -> float:
+    """Return how long a model stays that shall stay for ``seconds``, perhaps more than a float holds; -1: for ever."""
+    return -1.0 if seconds < 0 or seconds >= FOR_EVER_S else float(seconds)
 
 
 def expires_in_s(keep_alive_s: float, *, active: int, idle_s: float) -> float | None:

@@ -53,9 +53,9 @@ class CacheChecks:
         builds = [Build(ref, variant) for (ref, variant), known in names.items() if name is None or name in known]
         if name is not None and not builds:
             raise unknown_model(name, [one for known in names.values() for one in known])
-        check = self._current = CacheCheck()
-        shelf, work, post = self._shelf, self._work, self._post
         self._journal.append(Stream.AUDIT, "api.check_cache", {"model": name or "", "repair": repair})
+        check = self._current = CacheCheck()  # behind the record: without that it would never begin, nor end
+        shelf, work, post = self._shelf, self._work, self._post
 
         def job() -> None:
             read_builds(check, builds, shelf, work if repair else None)

@@ -9,7 +9,16 @@ from typing import Protocol
 from garrison_agent.api.commands import LoadedView
 from garrison_agent.api.traffic import Traffic
 from garrison_agent.core.deployment import SWITCHING
-from garrison_agent.core.residency import Placement, Resident, Room, Shortage, expires_in_s, make_room, place_evicting
+from garrison_agent.core.residency import (
+    Placement,
+    Resident,
+    Room,
+    Shortage,
+    expires_in_s,
+    keep_alive,
+    make_room,
+    place_evicting,
+)
 from garrison_agent.core.slot import Event, Now, Phase, Slot, UnloadWanted
 from garrison_agent.events import Tick
 from garrison_agent.owner.estimates import Estimates
@@ -60,7 +69,7 @@ class Residency:
         self._slots = slots
         self._now = now
         self.budget_mb = budget_mb
-        self._default_s = keep_alive_s
+        self._default_s = keep_alive(keep_alive_s)
         self._pinned = frozenset(pinned)
         self._asked: dict[str, float] = {}
         """Keep-alives that requests or operators asked for, by alias, until the model leaves memory."""
@@ -74,7 +83,7 @@ class Residency:
 
     def set_keep_alive(self, alias: str, keep_alive_s: float) -> None:
         """Let the alias's model stay so long after its last use, until it leaves memory or this is set anew."""
-        self._asked[alias] = keep_alive_s
+        self._asked[alias] = keep_alive(keep_alive_s)
 
     def promise(self, alias: str, memory_mb: int) -> None:
         """Keep memory for a candidate that will be started."""
@@ -260,7 +269,11 @@ class Residency:
         slots = self._slots()
         for one in self._workers.loaded():
             if one.alias == alias and _may_leave(slots.slots[alias], one) and self._traffic.retire(one.socket):
-                slots.deliver(alias, UnloadWanted(reason))
+                try:
+                    slots.deliver(alias, UnloadWanted(reason))
+                except GarrisonError:  # the store did not take the decision: it serves on
+                    self._traffic.readmit(one.socket)
+                    raise
                 self.left(alias)
                 return True
         return False

@@ -20,10 +20,9 @@ from garrison_agent.api.commands import (
     VariantsView,
     VariantView,
     model_view,
-    trust_checks,
-    trust_view,
     unknown_model,
 )
+from garrison_agent.api.trust_view import trust_checks, trust_view
 from garrison_agent.core.desired import Applied
 from garrison_agent.core.slot import Phase, Slot
 from garrison_agent.core.trust_report import TrustFacts

@@ -10,7 +10,7 @@ import pytest
 from garrison_agent.api.cache_check import CacheCheck
 from garrison_agent.api.commands import CheckCache
 from garrison_agent.owner.jobs import IsCancelled, Report
-from garrison_protocol.errors import ConflictError, NotFoundError
+from garrison_protocol.errors import ConflictError, InsufficientError, NotFoundError
 from garrison_protocol.manifest import PackageRef
 from tests.unit.loop.rig import Rig, entry, package
 
@@ -133,3 +133,17 @@ def test_one_at_a_time_and_cancelled_on_demand(rig: Rig) -> None:
     rig.settle()
     assert job.view["state"] == "cancelled"
     assert rig.parts.cache_checks.begin(None, repair=False).id != job.id
+
+
+def test_one_that_could_not_be_recorded_stands_in_nobodys_way(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig.connect()
+    rig.deploy(package("1.0"), "r1")
+
+    def full(*_: object, **__: object) -> None:
+        raise InsufficientError("disk.full", "the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rig.parts.journal, "append", full)
+        with pytest.raises(InsufficientError):
+            rig.parts.cache_checks.begin(None, repair=False)
+    assert set(check(rig).values()) == {"ok"}

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from garrison_agent.adapters.slots import SlotStore
 from garrison_agent.api.commands import (
     Doctor,
     GetStatus,
@@ -21,7 +22,7 @@ from garrison_agent.core.service import MAX_FAILURES
 from garrison_agent.core.slot import Phase
 from garrison_agent.events import Tick
 from garrison_agent.runtimes.status import Exited, Ready, RequestDone, RequestRecord
-from garrison_protocol.errors import InsufficientError, NotFoundError
+from garrison_protocol.errors import InsufficientError, NotFoundError, UnavailableError
 from garrison_protocol.states import DeploymentState as State
 from tests.fakes.board_ports import FakeWorker
 from tests.unit.loop.rig import Rig, entry, package
@@ -255,6 +256,16 @@ def test_a_request_may_ask_for_another_keep_alive(folder: Path) -> None:
         board.rig.ask(SetKeepAlive("nobody", 1)).result(0)
 
 
+@pytest.mark.parametrize("keep_alive_s", [1e12, 1e300, 10**400], ids=["31688 years", "a float", "no float"])
+def test_longer_than_anybody_waits_is_for_ever(folder: Path, keep_alive_s: float) -> None:
+    board = Board(folder, keep_alive_s=60)
+    board.serve("a", 400)
+    board.load("a", keep_alive_s)
+    assert [view["expires_at"] for view in board.loaded()] == [None]
+    board.rig.forward(1000)
+    assert board.running == ["a"]
+
+
 def test_zero_unloads_when_the_last_request_has_ended(folder: Path) -> None:
     board = Board(folder, stall_timeout_s=3600)
     board.serve("a", 400)
@@ -277,6 +288,28 @@ def test_no_request_begins_on_a_worker_that_leaves(folder: Path) -> None:
     route = board.rig.parts.routes.table.find("a")
     assert route is not None
     assert route.socket is None
+
+
+def test_an_eviction_that_could_not_be_recorded_leaves_the_model_in_service(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board = Board(folder)
+    board.serve("a", 600)
+    board.rig.ask(UnloadModel("a")).result(0)
+    board.serve("b", 600)
+
+    def locked(store: object, slot: object) -> None:
+        raise UnavailableError("database.locked", "another program writes", retryable=True)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SlotStore, "save", locked)
+        with pytest.raises(UnavailableError, match=r"database\.locked"):
+            board.load("a")
+    assert board.running == ["b"]
+    board.request("b")
+    board.rig.forward(60)
+    board.load("a")
+    assert board.running == ["a"]
 
 
 def test_a_deployment_sends_away_only_what_would_leave_by_itself(folder: Path) -> None:
