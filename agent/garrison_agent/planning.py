@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from garrison_agent.config import AgentConfig
+from garrison_agent.config import AgentConfig, RuntimeConfig
 from garrison_agent.owner.estimates import Context, Estimates
 from garrison_agent.owner.shelf import Shelf
 from garrison_agent.runtimes.cores import read_cores, read_quota, worker_threads
@@ -22,16 +22,20 @@ def context_of(config: AgentConfig) -> Context:
     def context(manifest: Manifest, variant: Variant) -> int:
         if variant.runtime.engine is Engine.ONNXRUNTIME:
             return 0
-        length = _number(variant.model_settings.get("context_length"), runtime.context_length)
-        if manifest.context_length:
-            length = min(length, manifest.context_length)
-        return length * _number(variant.model_settings.get("parallel"), runtime.parallel)
+        parallel = _number(variant.model_settings.get("parallel"), runtime.parallel)
+        return _context_length(runtime, manifest, variant) * parallel
 
     return context
 
 
+def _context_length(runtime: RuntimeConfig, manifest: Manifest, variant: Variant) -> int:
+    """Return the tokens of one sequence: no more than the model was made for."""
+    length = _number(variant.model_settings.get("context_length"), runtime.context_length)
+    return min(length, manifest.context_length) if manifest.context_length else length
+
+
 def _number(value: object, default: int) -> int:
-    return value if isinstance(value, int) else default
+    return int(value) if isinstance(value, int) else default
 
 
 def planner(
@@ -46,9 +50,6 @@ def planner(
         for name in ("context_length", "threads", "parallel"):
             if not isinstance(settings.get(name, 1), int):
                 raise InvalidError("manifest.malformed", f"model_settings of {package.id}: {name} is no number")
-        context_length = int(settings.get("context_length", runtime.context_length))
-        if manifest.context_length:
-            context_length = min(context_length, manifest.context_length)
         limited = runtime.memory_limit == "auto"
         return WorkerSpec(
             model_id=package.id,
@@ -57,9 +58,9 @@ def planner(
                 WorkerFile(file.path, file.sha256, file.size, shelf.blobs.path(file.sha256)) for file in variant.files
             ),
             socket=socket,
-            threads=int(settings.get("threads", runtime.threads or threads)),
-            context_length=context_length,
-            parallel=int(settings.get("parallel", runtime.parallel)),
+            threads=_number(settings.get("threads"), runtime.threads or threads),
+            context_length=_context_length(runtime, manifest, variant),
+            parallel=_number(settings.get("parallel"), runtime.parallel),
             settings={**settings, "embedding": True} if manifest.makes_embeddings(variant) else settings,
             execution_provider=variant.runtime.execution_provider,
             limits=Limits(

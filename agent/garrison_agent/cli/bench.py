@@ -34,6 +34,7 @@ def run_bench(arguments: argparse.Namespace) -> int:
         return _show_history(arguments)
     if arguments.name is None:
         raise InvalidError("cli.model_missing", "bench needs the name of a model", hint="garrison-agent model list")
+    earlier = bench_history.read()
     client = AgentClient(load_config(arguments.config).socket_path)
     view: ModelView = client.get("models", arguments.name)
     load_and_wait(client, view["alias"])
@@ -43,12 +44,11 @@ def run_bench(arguments: argparse.Namespace) -> int:
         print(f"{view['alias']} answers {busy['active']} other requests now: it will look slower", file=sys.stderr)
     rows = _measure(client, view, arguments)
     records = [{**_common(view, _loaded(client, view), heat), **row.to_dict()} for row in rows]
-    earlier = bench_history.read()
-    bench_history.append(records)
     if arguments.output == "json":
         print_json(records)
     else:
         print(render(records, earlier))
+    bench_history.append(records)  # last: what took minutes to measure is shown even if it cannot be kept
     return 0
 
 

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-from garrison_agent.api.commands import Check, trust_checks
+from garrison_agent.api.commands import Check
+from garrison_agent.api.trust_view import trust_checks
 from garrison_agent.cli.client import AgentClient
 from garrison_agent.cli.output import duration, fold, print_json
 from garrison_agent.cli.stored_trust import read_trust

@@ -8,7 +8,8 @@ import sqlite3
 import time
 from pathlib import Path
 
-from garrison_agent.api.commands import TrustView, trust_view
+from garrison_agent.api.commands import TrustView
+from garrison_agent.api.trust_view import trust_view
 from garrison_agent.core.time_floor import TimeFloor
 from garrison_agent.core.trust_report import ROLES, TrustFacts
 from garrison_protocol.errors import GarrisonError

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from garrison_agent.adapters.sensors import Throttling
-from garrison_agent.cli import bench_history
+from garrison_agent.cli import bench, bench_history
 from garrison_agent.cli.bench import _reasons, cpu_name, render
+from garrison_agent.cli.client import AgentClient
 from garrison_agent.cli.main import main
 from garrison_agent.cli.measuring import Row
 
@@ -83,6 +84,24 @@ def test_no_history_and_no_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--history"]) == 0
     assert "nothing was measured yet" in capsys.readouterr().out
     assert main(["bench"]) == 2
+
+
+def test_what_was_measured_is_shown_even_if_it_cannot_be_kept(
+    state: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    view = {"alias": "chat", "id": "smollm2:1.0.0", "variant": "cpu-q4", "quantization": "Q4_1", "engine": "llama.cpp"}
+    answers = {"models": {**view, "file_size_mb": 3.0, "parameter_count": 0}, "loaded": []}
+    monkeypatch.setattr(AgentClient, "get", lambda self, *path: answers[path[0]])
+    monkeypatch.setattr(bench, "load_and_wait", lambda client, name: None)
+    monkeypatch.setattr(bench, "measure_text", lambda *_, **__: [Row("tg8", "tok/s", 0, 8, 1, [100], [12.5])])
+    (state / "garrison" / "bench.jsonl").mkdir(parents=True)  # no file can be there
+    assert main(["bench", "chat"]) == 2
+    assert "12.50" not in capsys.readouterr().out  # said before anything is measured
+    (state / "garrison" / "bench.jsonl").rmdir()
+    (state / "garrison").rmdir()
+    (state / "garrison").symlink_to(state / "gone" / "folder")  # nothing to read, and no place to write to
+    assert main(["bench", "chat"]) == 2
+    assert "12.50" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("words", [["-r", "0"], ["-p", "-1"], ["--concurrent", "0"], ["-n", "x"]])
