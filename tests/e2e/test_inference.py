@@ -250,7 +250,8 @@ def test_a_killed_worker_ends_its_streams_with_an_error_and_the_next_request_is_
 
 def test_a_worker_that_hangs_is_ended_and_another_one_serves(board: Served) -> None:
     stop = partial(os.kill, board.fresh_worker(), signal.SIGSTOP)
-    assert "error" in board.lines("/v1/chat/completions", {}, stop)[-1]
+    event = board.lines("/v1/chat/completions", {}, stop)[-1]
+    assert json.loads(event.removeprefix("data: "))["error"]["code"] == "worker.died"
     assert board.say()
     assert board.alias(TEXT)["worker_failure"].startswith("worker.stalled")
 
@@ -350,7 +351,8 @@ def test_by_hand(board: Served) -> None:
     assert [(one["test"], len(one["samples_ts"])) for one in (reading, writing)] == [("pp64", 2), ("tg16", 2)]
     assert reading["avg_ts"] > 0
     assert "fits" in board.cli("model", "info", TEXT, "--variants")
-    assert all(file["outcome"] == "ok" for file in board.json("cache", "verify")["files"])
+    files = board.json("cache", "verify")["files"]
+    assert {file["outcome"] for file in files} == {"ok"}
 
 
 def test_a_flipped_byte_is_found_and_repaired_from_the_controller(scene: Scene) -> None:

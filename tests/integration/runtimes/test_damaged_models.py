@@ -69,7 +69,7 @@ def started(specs: list[WorkerSpec]) -> Iterator[list[WatchedWorker]]:
 
 
 def outcome(worker: WatchedWorker, use: Callable[[WatchedWorker], Any]) -> str:
-    """Wait until the worker has failed, or serves and was used; return which."""
+    """Wait until the worker has failed, or is ready and was used; return what came of it."""
     answered = worker.wait_for_first(Failed, Ready)
     if isinstance(answered, Failed):
         worker.expect(Exited)
@@ -81,7 +81,7 @@ def outcome(worker: WatchedWorker, use: Callable[[WatchedWorker], Any]) -> str:
         worker.expect(Exited)  # it crashed on its first request, and its socket went with it
         return "crashed"
     assert status in (200, 400, 500, 503), status
-    return "served"
+    return "served" if status == 200 else "refused"
 
 
 def try_all(
