@@ -36,7 +36,7 @@ def measure(folder: Path) -> Findings:
         ]
         side_by_side(board.port, "/v1/completions", bodies)
         (pid,) = worker_pids(board)
-        worker = _resident(pid)
+        worker = _resident_with_children(pid)
         agent = _resident(board.agent.pid)
         board.run("model", "unload", TEXT)
         again_mb = _resident(board.agent.pid)["Rss"]
@@ -47,9 +47,10 @@ def measure(folder: Path) -> Findings:
     both_mb = worker["Rss"] + agent["Rss"]
     return Findings(
         f"SmolLM2-135M Q4_1 ({weights_mb:.0f} MB, mapped), {STREAMS} x 2,048 tokens of context, after {STREAMS} streams"
-        " of 200 tokens; RSS of both processes; their anonymous part is what a board really loses, since mapped"
-        " weights are the page cache's; load = `garrison-agent model load`, start of the command included, hashing"
-        " every byte first; cold: the model's pages were dropped before (POSIX_FADV_DONTNEED)",
+        " of 200 tokens; RSS of the agent, the worker, and the worker's template process; their anonymous part is what"
+        " a board really loses, since mapped weights are the page cache's; load = `garrison-agent model load`, start of"
+        " the command included, hashing every byte first; cold: the model's pages were dropped before"
+        " (POSIX_FADV_DONTNEED)",
         (
             Measure("agent + worker RSS", both_mb, "MB", weights_mb, "weights", both_mb / weights_mb),
             Measure("RSS beyond the weights", both_mb - weights_mb, "MB"),
@@ -69,6 +70,13 @@ def _resident(pid: int) -> dict[str, float]:
         name, value, *_ = line.split()
         fields[name.rstrip(":")] = int(value) * 1024 / _MB
     return fields
+
+
+def _resident_with_children(pid: int) -> dict[str, float]:
+    """Return the sums of ``_resident`` over a process and those that it has started."""
+    children = [int(word) for task in Path(f"/proc/{pid}/task").glob("*/children") for word in task.read_text().split()]
+    processes = [_resident(one) for one in (pid, *children)]
+    return {name: sum(one[name] for one in processes) for name in processes[0]}
 
 
 def _available_mb() -> float:

@@ -1,8 +1,9 @@
 """``python -m bench.soak [--minutes 20]``: a board's local API under mixed use, cancellations, unloads, and kills.
 
 Many clients ask at once for what has one right answer; others leave in the middle; somebody unloads models and kills
-workers. In the end every answer was right or said that it failed, nothing runs on for a client that has gone, and
-memory is where it was. Exit status 1 if not.
+workers. In the end every answer was right or said that it failed, more were right than failed, of each kind some, no
+worker has work for a client that has gone, and memory is where it was. Exit status 1 if not. Workers are unloaded and
+killed on the way, so only the agent's memory tells of the whole time.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import shutil
 import signal
 import socket
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
@@ -38,6 +40,8 @@ TEXT_CLIENTS = 5
 FILE_CLIENTS = 2
 LEAVERS = 2
 SAMPLE_S = 10.0
+MIN_MINUTES = 2.0
+"""Less gives too few samples of memory."""
 MAX_GROWTH = 0.05
 """Of the median memory between the second and the last quarter of the time."""
 _SCHEMA = {
@@ -46,6 +50,8 @@ _SCHEMA = {
     "required": ["colour", "count"],
     "additionalProperties": False,
 }
+_KINDS = {"a city", "a sequence", "a schema", "two answers", "three colours", "a zip file", "a python file"}
+_WORKERS_REQUESTS = re.compile(r"^garrison_worker_requests\{.*\} (\d+)$", re.MULTILINE)
 
 
 @dataclass
@@ -57,7 +63,7 @@ class Tally:
     """Failures that the server named, by code."""
     wrong: list[str] = field(default_factory=list)
     done: Counter[str] = field(default_factory=Counter)
-    """What the saboteur did."""
+    """What clients who left and the saboteur did."""
     agent_mb: list[float] = field(default_factory=list)
     workers_mb: list[float] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -73,6 +79,15 @@ class Tally:
     def add_wrong(self, what: str) -> None:
         with self.lock:
             self.wrong.append(what)
+
+    def add_done(self, what: str) -> None:
+        with self.lock:
+            self.done[what] += 1
+
+    @property
+    def lacking(self) -> set[str]:
+        """What was never answered right."""
+        return _KINDS - set(self.right)
 
 
 class ToldError(Exception):
@@ -145,7 +160,7 @@ def run(board: Board, minutes: float, tally: Tally) -> None:
             except ToldError as error:
                 tally.add_told(str(error))
                 over.wait(chance.uniform(0.05, 0.5))
-            except (OSError, HTTPException, ValueError, KeyError) as error:
+            except (OSError, HTTPException, ValueError, LookupError, TypeError, AttributeError) as error:
                 tally.add_wrong(f"client {number}: {type(error).__name__}: {error}")
 
     threads = [threading.Thread(target=client, args=(number,)) for number in range(len(work))]
@@ -153,14 +168,16 @@ def run(board: Board, minutes: float, tally: Tally) -> None:
     for thread in threads:
         thread.start()
     end_s = time.monotonic() + minutes * 60
-    while (left_s := end_s - time.monotonic()) > 0:
-        over.wait(min(SAMPLE_S, left_s))
-        tally.agent_mb.append(_rss_mb(board.agent.pid))
-        with suppress(OSError, StopIteration):  # between two workers
-            tally.workers_mb.append(sum(_anonymous_mb(pid) for pid in worker_pids(board)))
-    over.set()
-    for thread in threads:
-        thread.join()
+    try:
+        while (left_s := end_s - time.monotonic()) > 0:
+            over.wait(min(SAMPLE_S, left_s))
+            tally.agent_mb.append(_rss_mb(board.agent.pid))
+            with suppress(OSError, StopIteration):  # between two workers
+                tally.workers_mb.append(sum(_anonymous_mb(pid) for pid in worker_pids(board)))
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
 
 
 def _use_text(port: int, chance: random.Random, tally: Tally) -> None:
@@ -172,13 +189,17 @@ def _use_text(port: int, chance: random.Random, tally: Tally) -> None:
             words = "one two three four " * chance.randint(4, 16)
             body = {"model": TEXT, "prompt": words + "one", "max_tokens": 4, "temperature": 0}
             answer = ask(port, "/v1/completions", body)["choices"][0]["text"]
-            _check("a sequence", answer.startswith(" two three four"), tally)
+            # Of the words behind it this model is not sure enough: alone, too, it goes wrong at four of the lengths.
+            _check("a sequence", answer.startswith(" two"), tally)
         case 2:
             turns = [{"role": "user", "content": "Name a colour and a count."}]
             form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": _SCHEMA}}
             body = {"model": TEXT, "messages": turns, "response_format": form, "max_tokens": 60, "temperature": 0.9}
             choice = ask(port, "/v1/chat/completions", body)["choices"][0]
-            _check("a schema", choice["finish_reason"] == "length" or _fits(choice["message"]["content"]), tally)
+            if choice["finish_reason"] == "length":
+                tally.add_right("a schema, cut off")  # by max_tokens: nothing to check, and not counted as a schema
+            else:
+                _check("a schema", _fits(choice["message"]["content"]), tally)
         case 3:
             turns = [{"role": "user", "content": f"Tell me about the number {chance.randint(1, 9)}."}]
             body = {"model": TEXT, "messages": turns, "n": 2, "max_tokens": 12, "seed": chance.randint(1, 99)}
@@ -219,26 +240,32 @@ def _leave(port: int, chance: random.Random, tally: Tally) -> None:
             if not connection.recv(4096):
                 break
         threading.Event().wait(chance.uniform(0, 0.3))
-    tally.add_right("left")
+    tally.add_done("client left")
 
 
 def _sabotage(board: Board, over: threading.Event, tally: Tally) -> None:
     chance = random.Random(SEED)
     while not over.wait(chance.uniform(8, 25)):
-        match chance.randrange(3):
-            case 0:
-                what = chance.choice((TEXT, FILES))
-                board.try_run("model", "unload", what)
-                tally.done[f"{what} unloaded"] += 1
-            case 1:
-                pids = worker_pids(board)
-                if pids:
-                    with suppress(ProcessLookupError):
-                        kill(chance.choice(pids), signal.SIGKILL)
-                        tally.done["worker killed"] += 1
-            case _:
-                board.try_run("model", "load", chance.choice((TEXT, FILES)))
-                tally.done["model loaded"] += 1
+        try:
+            _disturb(board, chance, tally)
+        except subprocess.TimeoutExpired as error:
+            tally.add_wrong(f"saboteur: {error}")
+
+
+def _disturb(board: Board, chance: random.Random, tally: Tally) -> None:
+    match chance.randrange(3):
+        case 0:
+            what = chance.choice((TEXT, FILES))
+            if board.try_run("model", "unload", what).returncode == 0:
+                tally.add_done(f"{what} unloaded")
+        case 1:
+            with suppress(OSError):  # one has ended meanwhile
+                if pids := worker_pids(board):
+                    kill(chance.choice(pids), signal.SIGKILL)
+                    tally.add_done("worker killed")
+        case _:
+            if board.try_run("model", "load", chance.choice((TEXT, FILES))).returncode == 0:
+                tally.add_done("model loaded")
 
 
 def _check(what: str, right: bool, tally: Tally) -> None:
@@ -277,13 +304,24 @@ def growth(samples: Sequence[float]) -> float:
 
 
 def leaked(board: Board, timeout_s: float = 60) -> int:
-    """Return how many sequences and waiting requests the workers still hold once every client has gone."""
+    """Return how many sequences and waiting requests workers and agent still hold once every client has gone."""
     deadline_s = time.monotonic() + timeout_s
     while True:
-        busy = sum(int(one["active"]) for one in board.run("ps")["items"])
+        busy = sum(int(one["active"]) for one in board.run("ps")["items"])  # as the agent counts them
+        busy += _workers_requests(board.port)
         if not busy or time.monotonic() > deadline_s:
             return busy
         threading.Event().wait(0.2)
+
+
+def _workers_requests(port: int) -> int:
+    connection = HTTPConnection("127.0.0.1", port, timeout=60)
+    try:
+        connection.request("GET", "/metrics")
+        found = _WORKERS_REQUESTS.findall(connection.getresponse().read().decode())
+    finally:
+        connection.close()
+    return sum(int(value) for value in found)
 
 
 def main() -> int:
@@ -291,6 +329,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=20.0)
     arguments = parser.parse_args()
+    if arguments.minutes < MIN_MINUTES:
+        parser.error(f"--minutes must be at least {MIN_MINUTES:g}")
     folder = Path(tempfile.mkdtemp(prefix="garrison-soak-", dir="/var/tmp"))
     tally = Tally()
     try:
@@ -302,13 +342,14 @@ def main() -> int:
         return 1
     grown = {"agent": growth(tally.agent_mb), "workers": growth(tally.workers_mb)}
     print(f"{this_machine(folder)}; {arguments.minutes:g} minutes")
-    print(f"right answers: {dict(tally.right)}")
+    print(f"right answers: {dict(tally.right)}; never: {sorted(tally.lacking) or 'none'}")
     print(f"failures that were told: {dict(tally.told)}")
     print(f"done to it: {dict(tally.done)}")
     print(f"wrong answers: {len(tally.wrong)} {tally.wrong[:5]}")
-    print(f"sequences held after the last client left: {left}")
+    print(f"requests held after the last client left: {left}")
     print(f"growth of memory: {', '.join(f'{name} {100 * share:+.1f} %' for name, share in grown.items())}")
-    good = not tally.wrong and not left and max(grown.values()) <= MAX_GROWTH
+    answered = not tally.lacking and tally.right.total() > tally.told.total() and bool(tally.done["worker killed"])
+    good = answered and not tally.wrong and not left and max(grown.values()) <= MAX_GROWTH
     if good:
         shutil.rmtree(folder, ignore_errors=True)
     return 0 if good else 1
