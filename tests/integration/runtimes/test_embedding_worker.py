@@ -157,6 +157,11 @@ def test_too_long_an_input_is_named_with_its_counts(worker: WatchedWorker) -> No
     assert "600" in answer["error"]["message"]
 
 
+def test_a_long_request_for_text_is_refused_in_words(worker: WatchedWorker) -> None:
+    status, answer = worker.call_once("/v1/completions", {"prompt": "a" * 4_000_000})
+    assert (status, answer["error"]["code"]) == (400, "unsupported_endpoint")
+
+
 def test_text_paths_are_refused(worker: WatchedWorker) -> None:
     messages = [{"role": "user", "content": "Hi"}]
     status, answer = worker.call("POST", "/v1/chat/completions", {"messages": messages})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -230,6 +231,14 @@ def test_the_next_turn_of_a_conversation_reuses_what_was_read(llama: WatchedWork
     second = llama.post("/v1/chat/completions", {"messages": turns, "temperature": 0, "max_tokens": 8})
     cached = second["usage"]["prompt_tokens_details"]["cached_tokens"]
     assert cached >= first["usage"]["prompt_tokens"]
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/api/embed"])
+def test_a_long_request_for_what_it_does_not_do_is_refused_in_words(llama: WatchedWorker, path: str) -> None:
+    """Not by a connection that breaks off: the agent would take that for a worker that died."""
+    status, answer = llama.call_once(path, {"input": "a" * 4_000_000})
+    assert status == 400
+    assert "embeddings" in json.dumps(answer)
 
 
 @pytest.mark.parametrize(

@@ -146,6 +146,16 @@ class WatchedWorker:
         finally:
             connection.close()
 
+    def call_once(self, path: str, body: object) -> tuple[int, Any]:
+        """Return status and JSON of a POST on a connection that ends with it, as the agent's are."""
+        connection = self.connect()
+        try:
+            connection.request("POST", path, json.dumps(body).encode(), {"connection": "close"})
+            response = connection.getresponse()
+            return response.status, json.loads(response.read())
+        finally:
+            connection.close()
+
     def post(self, path: str, body: object) -> Any:
         """Return the JSON of a POST that must succeed."""
         status, answer = self.call("POST", path, body)

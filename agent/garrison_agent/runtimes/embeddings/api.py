@@ -67,6 +67,7 @@ class EmbeddingApi:
                 case "GET", "/health":
                     await send_json(send, 200, self._health())
                 case "POST", text if text in _TEXT_PATHS:
+                    await read_request(receive)  # the agent is still writing it, and would hear of a broken pipe
                     raise ApiError(
                         400,
                         "inference.unsupported_endpoint",

@@ -43,6 +43,7 @@ class OllamaApi:
                 case "POST", "/api/generate":
                     await self._generate(scope, receive, send)
                 case "POST", "/api/embed" | "/api/embeddings":
+                    await read_request(receive)  # the agent is still writing it, and would hear of a broken pipe
                     raise ApiError(
                         400, "inference.unsupported_endpoint", f"{self._model.model_id} does not support embeddings"
                     )

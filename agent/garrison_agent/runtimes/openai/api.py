@@ -48,6 +48,7 @@ class OpenAiApi:
                 case "POST", "/score" if path.startswith(INTERNAL + "/"):
                     await self._score(receive, send)
                 case "POST", "/v1/embeddings":
+                    await read_request(receive)  # the agent is still writing it, and would hear of a broken pipe
                     raise ApiError(
                         400,
                         "inference.unsupported_endpoint",
