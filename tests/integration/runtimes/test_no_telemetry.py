@@ -1,7 +1,8 @@
 """No worker talks to the network: watched from outside, beside a process in which the watching must find something.
 
 Recent wheels of onnxruntime open connections about ten seconds after their import, and write a database and a device
-id below the home folder before that, unless ``ORT_DISABLE_TELEMETRY=1`` was set first.
+id below the home folder before that, unless ``ORT_DISABLE_TELEMETRY=1`` was set first. They are silent as well where
+they believe to be in somebody's automatic tests, so what tells them of these is taken away here.
 """
 
 from __future__ import annotations
@@ -25,7 +26,29 @@ pytestmark = pytest.mark.integration
 
 WATCH_S = 13.0
 """Longer than onnxruntime waits before it looks up its collector's address."""
-TALKATIVE = "import onnxruntime, sys; onnxruntime.InferenceSession(sys.argv[1]); print('ready', flush=True); input()"
+TALKATIVE = """
+import pathlib, socket
+(pathlib.Path.home() / "written").write_text("something")
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as talk:
+    talk.connect(("127.0.0.1", 9))
+    print("ready", flush=True)
+    input()
+"""
+SIGNS_OF_TESTS = (
+    "CI",
+    "TF_BUILD",
+    "GITHUB_ACTIONS",
+    "GITLAB_CI",
+    "CIRCLECI",
+    "TRAVIS",
+    "JENKINS_URL",
+    "CODEBUILD_BUILD_ID",
+    "BUILDKITE",
+    "TEAMCITY_VERSION",
+    "APPVEYOR",
+    "BITBUCKET_BUILD_NUMBER",
+)
+"""Environment variables at which onnxruntime 1.32 sends nothing; as found in its library."""
 INFER = "/v2/models/magika/infer"
 BODY = {"inputs": [{"name": "bytes", "shape": [1, 2048], "datatype": "INT32", "data": [0] * 2048}]}
 
@@ -71,26 +94,19 @@ def internet_sockets(pid: int) -> set[str]:
 
 @pytest.fixture
 def talkative(tmp_path: Path) -> Iterator[tuple[int, Path]]:
-    """A process that imports onnxruntime as it comes."""
+    """A process that writes a file below its home and holds a socket."""
     home = tmp_path / "talkative"
     home.mkdir()
-    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
-    environment |= {"HOME": str(home), "XDG_CACHE_HOME": str(home / "cache")}
-    child = subprocess.Popen(
-        [sys.executable, "-c", TALKATIVE, str(magika_model())],
+    with subprocess.Popen(
+        [sys.executable, "-c", TALKATIVE],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
-    assert child.stdin is not None
-    assert child.stdout is not None
-    assert child.stdout.readline() == "ready\n"
-    yield child.pid, home
-    child.kill()
-    child.wait()
-    child.stdin.close()
-    child.stdout.close()
+        env=os.environ | {"HOME": str(home)},
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"ready\n"
+        yield child.pid, home
+        child.kill()
 
 
 def test_no_worker_opens_a_connection_or_leaves_a_file(
@@ -98,6 +114,8 @@ def test_no_worker_opens_a_connection_or_leaves_a_file(
 ) -> None:
     home = tmp_path / "worker"
     home.mkdir()
+    for name in SIGNS_OF_TESTS:
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
     tensors = WatchedWorker(onnx_spec(magika_model(), short_folder / "quiet.sock"))
@@ -120,7 +138,7 @@ def test_no_worker_opens_a_connection_or_leaves_a_file(
             thread.join()
     assert [(watch.sockets, watch.files) for watch in quiet] == [(set(), set()), (set(), set())]
     assert all(watch.samples > 100 for watch in watches)
-    assert "deviceid" in control.files, "the watching is blind"
+    assert (control.sockets, control.files) == ({"udp to 0100007F:0009"}, {"written"}), "the watching is blind"
 
 
 def used_for(seconds: float, tensors: WatchedWorker, text: WatchedWorker) -> None:
@@ -132,16 +150,3 @@ def used_for(seconds: float, tensors: WatchedWorker, text: WatchedWorker) -> Non
         tensors.post(INFER, BODY)
         text.post("/v1/completions", ask)
         pause.wait(0.1)
-
-
-def test_the_watching_sees_a_connection(tmp_path: Path) -> None:
-    """The part of it that a machine without a network may not get to see above."""
-    script = (
-        "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.connect(('127.0.0.1', 9)); input(1)"
-    )
-    child = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    with child:
-        assert child.stdout is not None
-        assert child.stdout.read(1) == b"1"
-        assert internet_sockets(child.pid) == {"udp to 0100007F:0009"}
-        child.kill()
