@@ -393,7 +393,7 @@ def test_a_request_loads_its_model_and_waits(start: Start, worker: StandInWorker
     status, body, _ = call(api, "POST", "/v1/chat/completions", chat("hello there", model="smollm2", stream=False))
     assert status == 200
     assert body["choices"][0]["message"]["content"] == "hello there"
-    assert owner.commands == [LoadModel("chat")]
+    assert owner.commands == [LoadModel("chat", waits=True)]
 
 
 def test_a_load_that_takes_too_long_says_when_to_retry(start: Start) -> None:

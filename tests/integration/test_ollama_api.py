@@ -188,7 +188,7 @@ def test_only_who_manages_the_board_lets_a_model_stay_for_ever(
     for_ever = {"model": "chat", "keep_alive": "2400000h", "stream": False}
     assert call(tmp_path / "agent.sock", "POST", "/api/generate", for_ever)[0] == 200
     client.generate("chat", keep_alive=-1)
-    assert owner.commands == [LoadModel("chat", -1.0), LoadModel("chat", MAX_KEEP_ALIVE_S)]
+    assert owner.commands == [LoadModel("chat", seconds, waits=True) for seconds in (-1.0, MAX_KEEP_ALIVE_S)]
 
 
 def test_who_has_used_up_his_share_has_no_say_in_what_stays(owner: LocalOwner, tmp_path: Path) -> None:
@@ -235,7 +235,8 @@ def test_without_a_prompt_a_model_is_loaded_or_unloaded(
     assert client.generate("chat", keep_alive=0).done_reason == "unload"
     owner.table = RouteTable((make_route(),))
     assert client.generate("chat", keep_alive=0).done_reason == "unload"  # it is not in memory: nothing to do
-    assert owner.commands == [LoadModel("chat", 600.0), LoadModel("chat"), SetKeepAlive("chat", 0.0)]
+    loads = [LoadModel("chat", 600.0, waits=True), LoadModel("chat", waits=True)]
+    assert owner.commands == [*loads, SetKeepAlive("chat", 0.0)]
     assert worker.seen.requests == []
 
 
@@ -248,5 +249,5 @@ def test_a_request_to_a_model_on_disk_loads_it(client: ollama.Client, owner: Loc
 
     owner.answer = load
     assert client.chat("chat:latest", QUESTION).message.content == "stay at home"
-    assert owner.commands == [LoadModel("chat")]
+    assert owner.commands == [LoadModel("chat", waits=True)]
     assert worker.seen.headers[0]["x-garrison-load-ms"].isdecimal()  # for load_duration

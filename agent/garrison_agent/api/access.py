@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from garrison_agent.api.admission import Admission
@@ -29,6 +30,7 @@ _END_CHECK_S = 0.05
 """How often and how far apart to look whether the owner has heard of a worker's end."""
 _ROOM_CHECK_S, _ROOM_CHECK_MAX_S = 0.05, 0.8
 """How long to wait before asking again for memory that other requests hold: at first, and at most."""
+_HELD_CHECK_S = 0.1
 
 CALLER: ContextVar[Caller] = ContextVar("caller", default=Caller())  # noqa: B039 (a Caller is immutable)
 """Who sent the request that is being answered: no surface can forget to ask whether a model is for this caller."""
@@ -175,6 +177,8 @@ class ModelAccess:
             raise _failed(route, route.failure)
         if route.socket is None:
             route = await self._load(request, route)
+        elif self._traffic.held_s(route.socket):
+            await _while_there(request, self._await_turn(route.socket))
         upstream = await self._connect(route)
         if upstream is not None:
             return route, upstream
@@ -236,20 +240,18 @@ class ModelAccess:
         upstream.on_close = lambda: traffic.leave(socket)
         return upstream
 
+    async def _await_turn(self, socket: Path) -> None:
+        """Wait while the worker's memory is wanted for another model, which comes once its requests have ended.
+
+        Whoever wants it gives up after as long as this waits; then the worker goes on.
+        """
+        end_s = time.monotonic() + self._load_timeout_s
+        while self._traffic.held_s(socket) and time.monotonic() < end_s:
+            await asyncio.sleep(_HELD_CHECK_S)
+
     async def _load(self, request: Request, route: Route, keep_alive_s: float | None = None) -> Route:
         began_s = time.monotonic()
-        answer = asyncio.ensure_future(self._load_when_room(LoadModel(route.alias, keep_alive_s)))
-        gone = request.gone()
-        left_s = None
-        if request.deadline_s is not None:
-            left_s = max(0.0, request.deadline_s - asyncio.get_running_loop().time())
-        await asyncio.wait({answer, gone}, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
-        if not answer.done():
-            answer.cancel()
-            if gone.done():
-                raise ClientGoneError
-            raise deadline_exceeded()
-        answer.result()
+        await _while_there(request, self._load_when_room(LoadModel(route.alias, keep_alive_s, waits=True)))
         request.load_s = time.monotonic() - began_s
         loaded = self.find(route.alias)
         if loaded.socket is None:
@@ -296,6 +298,26 @@ class ModelAccess:
     def tell(self, command: Command) -> None:
         """Hand ``command`` to the owner without waiting; nobody hears of a refusal."""
         asyncio.wrap_future(self._command(command)).add_done_callback(_look_at)
+
+
+async def _while_there(request: Request, work: Coroutine[None, None, None]) -> None:
+    """Wait for ``work``, unless the client goes or the request's time passes.
+
+    Raises:
+        ClientGoneError: The client closed.
+        GarrisonError: ``inference.deadline_exceeded``, or what ``work`` failed with.
+    """
+    task, gone = asyncio.ensure_future(work), request.gone()
+    left_s = None
+    if request.deadline_s is not None:
+        left_s = max(0.0, request.deadline_s - asyncio.get_running_loop().time())
+    await asyncio.wait({task, gone}, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+    if not task.done():
+        task.cancel()
+        if gone.done():
+            raise ClientGoneError
+        raise deadline_exceeded()
+    task.result()
 
 
 def _look_at(answer: asyncio.Future[object]) -> None:

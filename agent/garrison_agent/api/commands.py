@@ -387,11 +387,13 @@ class LoadModel:
 
     ``name`` is an alias, ``<name>:<version>``, or a package name. Any number may wait for one load. Errors:
     ``model.unknown`` (NotFoundError), ``model.not_installed`` (ConflictError), ``memory.*`` (InsufficientError), and
-    what loading failed with. ``keep_alive_s`` as in ``SetKeepAlive``; None leaves it as it is.
+    what loading failed with. ``keep_alive_s`` as in ``SetKeepAlive``; None leaves it as it is. ``waits``: whoever asks
+    will ask again while others use the memory, so those get no new requests for a moment.
     """
 
     name: str
     keep_alive_s: float | None = None
+    waits: bool = False
 
 
 @dataclass(frozen=True)

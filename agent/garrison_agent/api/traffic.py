@@ -2,7 +2,8 @@
 
 Requests are counted in the API's thread, one lock and no event each; the owner thread reads the counts when it decides
 whether a model may leave memory. ``retire`` is the decision: from then on no request begins on that worker, and none
-was in flight, so nobody is ever cut off by it.
+was in flight, so nobody is ever cut off by it. ``hold`` lets it come to that: new requests wait while somebody waits
+for the memory.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class Traffic:
         self._lock = threading.Lock()
         self._uses: dict[Path, Use] = {}
         self._awaited: set[Path] = set()
+        self._held_until_s: dict[Path, float] = {}
         self._watching = False
 
     def enter(self, socket: Path) -> bool:
@@ -100,6 +102,19 @@ class Traffic:
             self._uses[socket] = replace(use, retired=True)
             return True
 
+    def hold(self, socket: Path, for_s: float) -> None:
+        """Let new requests to the worker wait for so many seconds from now."""
+        with self._lock:
+            self._held_until_s[socket] = self._monotonic_s() + for_s
+
+    def held_s(self, socket: Path) -> float:
+        """Return for how many seconds new requests to the worker wait; 0 if not, or if none of them ever begins."""
+        with self._lock:
+            use = self._uses.get(socket)
+            if use is not None and use.retired:
+                return 0.0
+            return max(0.0, self._held_until_s.get(socket, 0.0) - self._monotonic_s())
+
     def readmit(self, socket: Path) -> None:
         """Take ``retire`` back: the worker stays."""
         with self._lock:
@@ -110,3 +125,4 @@ class Traffic:
         with self._lock:
             self._uses.pop(socket, None)
             self._awaited.discard(socket)
+            self._held_until_s.pop(socket, None)

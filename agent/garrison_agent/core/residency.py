@@ -7,9 +7,11 @@ is pinned or busy ever leaves.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
+MIN_TURN_S = 5.0
+"""So long at least a model serves before it makes way for one that somebody waits for."""
 FOR_EVER_S = 10 * 365 * 86400.0
 """A keep-alive of so long is for ever; no clock or calendar has to count further."""
 
@@ -29,11 +31,20 @@ class Resident:
     """Since its last use."""
     load_s: float = 1.0
     """How long it took to load."""
+    served_s: float = 0.0
+    """Since it was ready."""
+    in_use: bool = False
+    """Requests in flight are all that keeps it."""
 
     @property
     def may_leave(self) -> bool:
         """Whether it can make room for another."""
         return not self.busy and not self.pinned
+
+    @property
+    def had_its_turn(self) -> bool:
+        """Whether it served at least as long as loading it took: models that take turns serve half of the time."""
+        return self.served_s >= max(MIN_TURN_S, self.load_s)
 
     @property
     def worth(self) -> float:
@@ -166,6 +177,20 @@ def make_room(
             leaving.remove(one)
             free_mb -= one.memory_mb
     return Room(tuple(one.alias for one in leaving))
+
+
+def make_way(needed_mb: int, budget_mb: int, loaded: Iterable[Resident]) -> tuple[str, ...]:
+    """Return which models in use get no new request for now, so that ``needed_mb`` fit once theirs have ended.
+
+    Without this, one that always has a request in flight would never leave. Nobody, if others would be in the way
+    even then.
+    """
+    residents = list(loaded)
+    yielding = {one.alias for one in residents if one.in_use and not one.pinned and one.had_its_turn}
+    room = make_room(
+        needed_mb, budget_mb, [replace(one, busy=False) if one.alias in yielding else one for one in residents]
+    )
+    return tuple(alias for alias in room.leaving if alias in yielding) if isinstance(room, Room) else ()
 
 
 def keep_alive(seconds: float) -> float:

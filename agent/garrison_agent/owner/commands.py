@@ -122,8 +122,8 @@ class Commands:
                     asked.answer.set_result(self._remove(name))
                 case ListLoaded():
                     asked.answer.set_result(self._running())
-                case LoadModel(name, keep_alive_s):
-                    self._load(name, keep_alive_s, asked.answer)
+                case LoadModel() as wanted:
+                    self._load(wanted, asked.answer)
                 case SetKeepAlive(name, keep_alive_s):
                     self._residency.set_keep_alive(self._slot(name).alias, keep_alive_s)
                     asked.answer.set_result(None)
@@ -162,8 +162,8 @@ class Commands:
             )
         self._waiters = []
 
-    def _load(self, name: str, keep_alive_s: float | None, answer: Future[object]) -> None:
-        slot = self._slot(name)
+    def _load(self, wanted: LoadModel, answer: Future[object]) -> None:
+        slot = self._slot(wanted.name)
         serving = slot.serving
         if serving is None:
             raise ConflictError(
@@ -172,7 +172,7 @@ class Commands:
                 hint="follow it with: garrison-agent status",
             )
         if slot.phase is Phase.READY:
-            self._keep(slot, keep_alive_s)
+            self._keep(slot, wanted.keep_alive_s)
             answer.set_result(LoadResult(id=serving.package.id, alias=slot.alias, outcome="already_loaded"))
             return
         if slot.barred:
@@ -180,8 +180,8 @@ class Commands:
         if len(self._waiters) >= MAX_WAITERS:  # callers give up long before a switch ends, and ask again
             raise UnavailableError("agent.busy", "too many wait for models already", retryable=True)
         if slot.phase in (Phase.OFF, Phase.BACKOFF, Phase.FAILED) and slot.state not in SWITCHING:
-            self._residency.make_room(slot, serving.package, serving.variant)
-        self._keep(slot, keep_alive_s)
+            self._residency.make_room(slot, serving.package, serving.variant, waits=wanted.waits)
+        self._keep(slot, wanted.keep_alive_s)
         if slot.phase is Phase.OFF and slot.state not in SWITCHING:
             self._journal.append(Stream.AUDIT, "api.load", {"alias": slot.alias, "model": serving.package.id})
         self._deployments.deliver(slot.alias, LoadWanted())

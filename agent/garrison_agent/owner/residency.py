@@ -17,6 +17,7 @@ from garrison_agent.core.residency import (
     expires_in_s,
     keep_alive,
     make_room,
+    make_way,
     place_evicting,
 )
 from garrison_agent.core.slot import Event, Now, Phase, Slot, UnloadWanted
@@ -30,6 +31,8 @@ from garrison_protocol.states import DeploymentState
 
 ARRIVAL_S = 2.0
 """A model that somebody waited for does not leave before his request had time to reach it."""
+HOLD_S = 3.0
+"""Who waits for memory asks again before this has passed."""
 _MIB = 1024 * 1024
 
 
@@ -111,8 +114,10 @@ class Residency:
             self.promise(alias, needed_mb)
         return placement, needed_mb
 
-    def make_room(self, slot: Slot, package: PackageRef, variant: str) -> None:
+    def make_room(self, slot: Slot, package: PackageRef, variant: str, *, waits: bool = False) -> None:
         """Send away what is idle until the slot's serving package fits.
+
+        ``waits``: whoever wants it asks again soon; models in use that are in the way get no new requests meanwhile.
 
         Raises:
             InsufficientError: ``memory.insufficient`` (it never fits), ``memory.busy`` (what holds the memory is in use
@@ -126,6 +131,8 @@ class Residency:
             loaded = _in_use(self.residents(coming=(slot.alias, package)), wanted)
             room = make_room(needed_mb, self.budget_mb, [*loaded, *others])
             if isinstance(room, Shortage):
+                if waits:
+                    self._hold(make_way(needed_mb, self.budget_mb, [*loaded, *others]))
                 raise _insufficient(package, room)
             assert isinstance(room, Room)
             if self._evict(room.leaving, wanted):
@@ -232,10 +239,12 @@ class Residency:
             alias,
             memory_mb,
             busy=use.active > 0 or unused,
+            in_use=use.active > 0,
             pinned=alias in self._pinned,
             fleeting=self.keep_alive_s(alias) >= 0,
             idle_s=max(0.0, now_s - max(use.changed_at_s, slot.ready_at_s)),
             load_s=max(0.001, one.load_ms / 1000),
+            served_s=now_s - slot.ready_at_s,
         )
 
     def _restorable_mb(self, slot: Slot) -> int:
@@ -253,6 +262,11 @@ class Residency:
             return self._estimates.need_mb(served.package, served.variant)
         except GarrisonError:
             return 0
+
+    def _hold(self, aliases: tuple[str, ...]) -> None:
+        for one in self._workers.loaded():
+            if one.alias in aliases:
+                self._traffic.hold(one.socket, HOLD_S)
 
     def _evict(self, aliases: tuple[str, ...], wanted: set[str]) -> bool:
         """Unload these; False if one of them was asked for in the same moment, and the decision has to be made anew.

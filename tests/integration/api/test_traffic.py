@@ -78,7 +78,7 @@ def test_a_request_for_a_model_that_leaves_has_it_loaded_again(
     owner.read = read  # type: ignore[method-assign]
     site = open_site(owner, traffic=traffic)
     status, body, _ = site.chat("hello there")
-    assert (status, owner.commands) == (200, [LoadModel("chat")])
+    assert (status, owner.commands) == (200, [LoadModel("chat", waits=True)])
     assert body["choices"][0]["message"]["content"] == "hello there"
 
 
@@ -124,6 +124,41 @@ def test_a_worker_whose_end_the_owner_has_not_heard_of_yet_is_waited_for(
     late = RouteTable((make_route(socket=worker.path),))
     owner.read = lambda: RouteTable((gone,)) if next(reads) < 6 else late  # type: ignore[method-assign]
     assert open_site(owner).chat()[0] == 200
+
+
+@pytest.mark.parametrize("end", ["let go", "evicted", "deadline"])
+def test_requests_wait_while_somebody_waits_for_the_models_memory(
+    open_site: Open, worker: StandInWorker, folder: Path, end: str
+) -> None:
+    traffic = Traffic(time.monotonic)
+    leaving = folder / "leaving.sock"
+    held = worker.path if end == "let go" else leaving
+    owner = LocalOwner(make_route(socket=held))
+
+    def load(command: Command) -> object:
+        owner.table = RouteTable((make_route(socket=worker.path),))
+        return {"id": "smollm2:1.0.0", "alias": "chat", "outcome": "loaded"}
+
+    owner.answer = load
+    site = open_site(owner, traffic=traffic)
+    traffic.hold(held, 600)
+    answers: list[tuple[int, object]] = []
+    headers = {"x_garrison_timeout": "0.3"} if end == "deadline" else {}
+    asking = threading.Thread(target=lambda: answers.append(site.chat("hello there", **headers)[:2]))
+    asking.start()
+    if end != "deadline":
+        asking.join(0.5)
+        assert asking.is_alive()
+        assert (worker.seen.requests, owner.commands) == ([], [])
+    if end == "let go":
+        traffic.hold(held, 0)
+    elif end == "evicted":
+        assert traffic.retire(held)
+    asking.join(DEADLINE_S)
+    assert not asking.is_alive()
+    assert [status for status, _ in answers] == [504 if end == "deadline" else 200]
+    assert owner.commands == ([LoadModel("chat", waits=True)] if end == "evicted" else [])
+    assert traffic.look(held).active == 0
 
 
 @pytest.mark.parametrize("passing", [True, False], ids=["in use", "pinned"])

@@ -65,6 +65,24 @@ def test_only_the_first_request_after_a_rest_wakes_anybody() -> None:
     assert heard == ["busy", "busy"]
 
 
+def test_a_hold_ends_by_itself_and_with_the_worker() -> None:
+    clock = Clock()
+    traffic = Traffic(clock)
+    assert traffic.held_s(ONE) == 0
+    traffic.hold(ONE, 3)
+    clock.now_s += 2
+    assert (traffic.held_s(ONE), traffic.held_s(TWO)) == (1, 0)
+    clock.now_s += 1
+    assert traffic.held_s(ONE) == 0
+    traffic.hold(ONE, 3)
+    assert traffic.retire(ONE)
+    assert traffic.held_s(ONE) == 0  # whoever waited looks for its successor now
+    traffic.readmit(ONE)
+    assert traffic.held_s(ONE) == 3
+    traffic.forget(ONE)
+    assert traffic.held_s(ONE) == 0
+
+
 def test_a_late_end_of_a_request_of_a_worker_that_is_gone_counts_nowhere() -> None:
     traffic = Traffic(Clock())
     traffic.enter(ONE)

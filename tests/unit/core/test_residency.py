@@ -9,12 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from garrison_agent.core.residency import (
+    MIN_TURN_S,
     Placement,
     Resident,
     Room,
     Shortage,
     expires_in_s,
     make_room,
+    make_way,
     place_evicting,
 )
 
@@ -119,6 +121,31 @@ def test_a_refusal_says_by_how_much_and_what_would_have_to_go() -> None:
     assert alone.hopeless
     assert not alone.passing
     assert "100 MiB too much" in alone.message
+
+
+def in_use(alias: str, memory_mb: int, *, served_s: float = 100.0, load_s: float = 1.0) -> Resident:
+    return Resident(alias, memory_mb, served_s=served_s, load_s=load_s, in_use=True)
+
+
+def test_who_takes_no_new_requests_while_somebody_waits() -> None:
+    assert make_way(400, BUDGET, [in_use("chat", 700)]) == ("chat",)
+    assert make_way(400, BUDGET, [in_use("chat", 700), idle("spare", 200)]) == ("chat",)  # the idle one stays
+    assert make_way(400, BUDGET, [in_use("chat", 300), idle("spare", 500)]) == ()  # nobody: what is idle goes at once
+
+
+def test_nobody_is_held_up_in_vain() -> None:
+    deploying = Resident("new", 500)
+    assert make_way(450, BUDGET, [in_use("chat", 400), deploying]) == ("chat",)
+    assert make_way(600, BUDGET, [in_use("chat", 300), Resident("new", 600)]) == ()
+    assert make_way(400, BUDGET, [Resident("chat", 700, pinned=True, served_s=100, in_use=True)]) == ()
+    assert make_way(1100, BUDGET, [in_use("chat", 700)]) == ()
+
+
+def test_a_model_serves_as_long_as_its_load_took_before_it_makes_way() -> None:
+    assert make_way(400, BUDGET, [in_use("chat", 700, served_s=MIN_TURN_S - 0.1)]) == ()
+    assert make_way(400, BUDGET, [in_use("chat", 700, served_s=MIN_TURN_S)]) == ("chat",)
+    assert make_way(400, BUDGET, [in_use("chat", 700, served_s=59, load_s=60)]) == ()
+    assert make_way(400, BUDGET, [in_use("chat", 700, served_s=61, load_s=60)]) == ("chat",)
 
 
 def test_a_candidate_keeps_the_serving_model_if_others_can_leave_instead() -> None:

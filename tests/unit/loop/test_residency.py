@@ -17,10 +17,12 @@ from garrison_agent.api.commands import (
     UnloadModel,
 )
 from garrison_agent.config import AgentConfig
+from garrison_agent.core.residency import MIN_TURN_S
 from garrison_agent.core.retry import GIVEN_UP_S
 from garrison_agent.core.service import MAX_FAILURES
 from garrison_agent.core.slot import Phase
 from garrison_agent.events import Tick
+from garrison_agent.owner.residency import HOLD_S
 from garrison_agent.runtimes.status import Exited, Ready, RequestDone, RequestRecord
 from garrison_protocol.errors import InsufficientError, NotFoundError, UnavailableError
 from garrison_protocol.states import DeploymentState as State
@@ -75,8 +77,8 @@ class Board:
     def running(self) -> list[str]:
         return [one.removesuffix(":1.0") for one in self.rig.models.running]
 
-    def load(self, alias: str, keep_alive_s: float | None = None) -> Any:
-        return self.rig.ask(LoadModel(alias, keep_alive_s)).result(0)
+    def load(self, alias: str, keep_alive_s: float | None = None, *, waits: bool = False) -> Any:
+        return self.rig.ask(LoadModel(alias, keep_alive_s, waits)).result(0)
 
     def loaded(self) -> Any:
         return self.rig.ask(ListLoaded()).result(0)
@@ -135,6 +137,30 @@ def test_a_model_in_use_does_not_leave_and_the_refusal_says_by_how_much(folder: 
     board.end(socket)
     board.load("a")
     assert board.running == ["a"]
+
+
+def test_a_model_that_always_has_requests_makes_way_for_one_that_somebody_waits_for(folder: Path) -> None:
+    board = Board(folder)
+    traffic = board.rig.parts.traffic
+    board.serve("a", 600)
+    board.rig.ask(UnloadModel("a")).result(0)
+    board.serve("b", 700)
+    socket = board.begin("b")
+    with pytest.raises(REFUSED, match=r"memory\.busy"):
+        board.load("a")
+    assert traffic.held_s(socket) == 0  # an operator who only tries holds nobody up
+    with pytest.raises(REFUSED, match=r"memory\.busy"):
+        board.load("a", waits=True)
+    assert traffic.held_s(socket) == HOLD_S
+    board.end(socket)
+    assert board.load("a", waits=True)["outcome"] == "loaded"
+    assert board.running == ["a"]
+    taken = board.begin("a")
+    for served_s, held_s in ((1, 0), (MIN_TURN_S, HOLD_S)):  # now b waits for a, which has its turn first
+        board.rig.forward(served_s)
+        with pytest.raises(REFUSED, match=r"memory\.busy"):
+            board.load("b", waits=True)
+        assert traffic.held_s(taken) == held_s
 
 
 def test_models_that_are_asked_for_in_the_very_moment_stay_and_the_decision_ends(
