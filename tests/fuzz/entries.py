@@ -33,6 +33,9 @@ from garrison_agent.api.ollama import parse_keep_alive
 from garrison_agent.api.routes import RouteTable
 from garrison_agent.cli.conversation import Conversation, parse_conversation
 from garrison_agent.core.applications import ApplicationTable
+from garrison_agent.core.health import row, summarize
+from garrison_agent.core.meters import Meters
+from garrison_agent.core.progress import MAX_STEP_S, Watch, watch
 from garrison_agent.http_server import Config
 from garrison_agent.identity import Folders, Identity
 from garrison_agent.registry import trust
@@ -49,11 +52,13 @@ from garrison_agent.runtimes.openai.responses_requests import ResponseRequest
 from garrison_agent.runtimes.openai.tool_calls import CallParser, CallPiece
 from garrison_agent.runtimes.openai.tool_calls_grammar import Constraint
 from garrison_agent.runtimes.openai.tool_calls_prompt import with_tools_in_words
+from garrison_agent.runtimes.status import RequestDone, decode_event
 from garrison_agent.runtimes.tensors.oip import parse_infer
 from garrison_agent.runtimes.tensors.tensor import TensorSpec
 from garrison_controller.devices.ca import csr_public_key
 from garrison_controller.devices.filter import DeviceFacts, holds, parse_filter
 from garrison_protocol import bundle, envelope, topics
+from garrison_protocol.canonical import canonical_json
 from garrison_protocol.errors import GarrisonError
 from garrison_protocol.fleet import parse_fleet
 from garrison_protocol.keys import SigningKey
@@ -541,6 +546,20 @@ def read_binary_infer(data: bytes) -> None:
                 _promise(spec.fits(request.inputs[spec.name].shape), "a tensor that does not fit was accepted")
 
 
+def read_worker(data: bytes) -> None:
+    """Any bytes as a line that a worker wrote, and as what it says of its health."""
+    with only_coded(ValueError):
+        event = decode_event(data)
+        if isinstance(event, RequestDone):
+            meters = Meters()
+            meters.add("chat", event.record)
+            canonical_json([*meters.rows(), row("chat", "smollm2:1.0.0", event.record), summarize([event.record])])
+    with only_coded(ValueError, RecursionError):
+        health = json.loads(data)
+        if isinstance(health, dict):
+            _promise(watch(Watch(0.0), health, 1.0).step_timeout_s <= MAX_STEP_S, "a step that never ends")
+
+
 def read_application(data: bytes) -> None:
     """Any bytes as the description of an application that shall get a key."""
     with only_coded():
@@ -811,6 +830,7 @@ ENTRIES: Mapping[str, Entry] = {
     "cache": read_cache,
     "infer": read_infer,
     "binary infer": read_binary_infer,
+    "worker": read_worker,
     "application": read_application,
     "http": read_http,
     "openai": read_openai,

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from hypothesis import strategies as st
 
+from garrison_agent.runtimes.status import Failed, Ready, RequestDone, RequestRecord, Verified, encode_event
 from garrison_protocol import bundle, envelope, topics
 from garrison_protocol.keys import SigningKey
 from garrison_protocol.messages import anchor, desired, fetch, report, streams
@@ -43,6 +44,13 @@ INPUTS = [
     {"name": "b", "shape": [1], "datatype": "BOOL", "data": [True]},
     {"name": "u", "shape": [1], "datatype": "UINT64", "data": [18446744073709551615]},
 ]
+WORKER_EVENTS: tuple[Verified | Ready | Failed | RequestDone, ...] = (
+    Verified(12.5),
+    Ready(100.0, 64.5, {"kv_bytes_per_token": 23040}),
+    Failed("model.load_failed", "it is too large"),
+    RequestDone(RequestRecord("chat", True, None, 3, 4, 1.5, 90.0, 9.0, 200, "camera")),
+    RequestDone(RequestRecord("infer", False, "inference.deadline_exceeded", status=504)),
+)
 INFER = {"id": "1", "inputs": INPUTS, "outputs": [{"name": "y"}]}
 BINARY = (
     struct.pack("<2f", 1.5, 2),
@@ -208,6 +216,7 @@ def seeds() -> Mapping[str, tuple[bytes, ...]]:
             binary_infer(*zip(INPUTS, BINARY, strict=True)),
             *(binary_infer(pair) for pair in zip(INPUTS, BINARY, strict=True)),
         ),
+        "worker": tuple(encode_event(event) for event in WORKER_EVENTS),
         "application": (
             b'{"name": "camera", "models": ["smollm2"], "requests_per_min": 60, "concurrent": 2}',
             b'{"name": "console", "tokens_per_min": 1000, "admin": true}',

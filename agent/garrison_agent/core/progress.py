@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 
 CHECKS = 4
 """How often a worker is looked at within the time after which it counts as stalled."""
+MAX_STEP_S = 86400.0
+"""A worker's word for more than that is not believed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,9 @@ def watch(before: Watch, health: Mapping[str, object] | None, now_s: float) -> W
         return before
     seen = repr(sorted(health.items()))
     stated = health.get("step_timeout_s")
-    before = replace(before, step_timeout_s=float(stated) if isinstance(stated, int | float) else 0.0)
+    if not isinstance(stated, int | float) or not 0 <= stated <= MAX_STEP_S:
+        stated = 0.0
+    before = replace(before, step_timeout_s=float(stated))
     at_rest = health.get("active") == 0 and health.get("queued") == 0
     if seen == before.seen and not at_rest:
         return before

@@ -19,6 +19,7 @@ from garrison_protocol.manifest import PackageRef
 
 SlotWord = WorkerReady | WorkerFailed | WorkerExited
 STOP_GRACE_S = 5.0
+MAX_KV_BYTES_PER_TOKEN = 1 << 30
 
 
 class WorkerProcess(Protocol):
@@ -167,7 +168,7 @@ class Workers:
                 running.ready_at = self._wall_s()
                 running.load_ms = round(load_ms)
                 kv = metadata.get("kv_bytes_per_token")
-                running.kv_bytes_per_token = kv if isinstance(kv, int) else 0
+                running.kv_bytes_per_token = kv if isinstance(kv, int) and 0 <= kv <= MAX_KV_BYTES_PER_TOKEN else 0
                 self._measure(running)
                 word = WorkerReady(running.package, round(load_ms), round(rss_mb))
             case Failed(code=code, message=message):

@@ -1,7 +1,8 @@
 """The gate: does the model answer well here, on this board, before anybody is served by it?
 
 Runs against a worker's unix socket, under its ``/internal`` paths, with the manifest's cases; no user traffic is seen
-or recorded. Blocking: call it in a thread of its own.
+or recorded. Blocking: call it in a thread of its own. Of the worker's answers nothing is believed: what has another
+form than it should fails the gate.
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from garrison_agent.runtimes.patterns import pattern_matches
 from garrison_agent.runtimes.scoring import accuracy, choice_passes, label_passes, similarity_passes
+from garrison_agent.runtimes.status import Duration, Speed
 from garrison_protocol.manifest import (
     ChoiceCase,
     Evaluation,
@@ -32,6 +36,15 @@ CASE_TIMEOUT_S = 300.0
 _SPEED_PROMPT = "Write a short story about a lighthouse keeper and a storm."
 _SPEED_TOKENS = 48
 _MAX_HEALTH_BYTES = 64 * 1024
+_MAX_ANSWER_BYTES = 64 * 1024 * 1024
+
+_T = TypeVar("_T")
+_TEXT = TypeAdapter(str)
+_LOG_PROBABILITIES = TypeAdapter(list[float | None])
+_SCORES = TypeAdapter(list[float | str | None])
+_VECTOR = TypeAdapter(list[float])
+_DURATION: TypeAdapter[Duration | None] = TypeAdapter(Duration | None)
+_SPEED: TypeAdapter[Speed | None] = TypeAdapter(Speed | None)
 
 
 @dataclass(frozen=True)
@@ -150,15 +163,15 @@ def _try_case(socket_path: Path, model_id: str, case: EvaluationCase) -> tuple[b
     match case:
         case ChoiceCase():
             body = {"prompt": case.prompt, "choices": list(case.choices)}
-            scores = _field(_post(socket_path, "/internal/score", body), "logprobs")
-            listed = ", ".join("none" if one is None else f"{one:.2f}" for one in scores)
-            return choice_passes(case, scores), f"the right choice does not score best: {listed}"
+            chances = _read(_LOG_PROBABILITIES, _post(socket_path, "/internal/score", body), "logprobs")
+            listed = ", ".join("none" if one is None else f"{one:.2f}" for one in chances[: len(case.choices)])
+            return choice_passes(case, chances), f"the right choice does not score best: {listed}"
         case GenerateCase():
             answer = _generate(
                 socket_path,
                 {"messages": [turn.model_dump() for turn in case.messages], "max_tokens": case.max_tokens},
             )
-            text = _field(_field(_field(answer, "choices"), 0), "message")["content"]
+            text = _read(_TEXT, answer, "choices", 0, "message", "content")
             return pattern_matches(case.pattern, text), f"the answer does not match {case.pattern!r}"
         case LabelCase():
             name = model_id.partition(":")[0]
@@ -166,13 +179,13 @@ def _try_case(socket_path: Path, model_id: str, case: EvaluationCase) -> tuple[b
                 "inputs": [tensor.model_dump(mode="json") for tensor in case.inputs],
                 "outputs": [{"name": case.output}],
             }
-            outputs = _field(_post(socket_path, f"/internal/v2/models/{name}/infer", request), "outputs")
-            scores = _field(_field(outputs, 0), "data")
+            answer = _post(socket_path, f"/internal/v2/models/{name}/infer", request)
+            scores = _read(_SCORES, answer, "outputs", 0, "data")
             return label_passes(case, scores), f"index {case.expected_index} is not the highest, or not high enough"
         case SimilarityCase():
             texts = [case.anchor, case.closer, case.farther]
-            data = _field(_post(socket_path, "/internal/v1/embeddings", {"input": texts}), "data")
-            vectors = [_field(_field(data, index), "embedding") for index in range(len(texts))]
+            answer = _post(socket_path, "/internal/v1/embeddings", {"input": texts})
+            vectors = [_read(_VECTOR, answer, "data", index, "embedding") for index in range(len(texts))]
             return similarity_passes(case, vectors), "the closer text is not more similar, or not by enough"
 
 
@@ -180,10 +193,11 @@ def _time_generation(socket_path: Path, tally: _Tally) -> None:
     """Measure time to first token and tokens per second; a model that refuses stays unmeasured."""
     body = {"prompt": _SPEED_PROMPT, "max_tokens": _SPEED_TOKENS, "temperature": 0, "ignore_eos": True}
     try:
-        timings = _field(_post(socket_path, "/internal/v1/completions", body), "timings")
+        answer = _post(socket_path, "/internal/v1/completions", body)
     except _CaseError:
         return
-    tally.ttft_ms, tally.tokens_per_s = timings["ttft_ms"], timings["tokens_per_s"]
+    tally.ttft_ms = _read(_DURATION, answer, "timings", "ttft_ms")
+    tally.tokens_per_s = _read(_SPEED, answer, "timings", "tokens_per_s")
 
 
 def _generate(socket_path: Path, body: dict[str, Any]) -> Any:
@@ -201,19 +215,33 @@ def _post(socket_path: Path, path: str, body: object) -> Any:
     try:
         connection.request("POST", path, json.dumps(body).encode(), {"content-type": "application/json"})
         response = connection.getresponse()
-        answer = response.read()
+        answer = response.read(_MAX_ANSWER_BYTES)
     finally:
         connection.close()
     if response.status != 200:
         raise _CaseError(f"status {response.status}: {answer[:200].decode('utf-8', 'replace')}")
-    return json.loads(answer)
-
-
-def _field(value: Any, key: str | int) -> Any:
     try:
-        return value[key]
+        return json.loads(answer)
+    except RecursionError as error:
+        raise ValueError("the answer is nested too deeply") from error
+
+
+def _read(kind: TypeAdapter[_T], answer: Any, *keys: str | int) -> _T:
+    """Return what stands in ``answer`` at ``keys``.
+
+    Raises:
+        ValueError: Nothing does, or something of another kind.
+    """
+    where = ".".join(map(str, keys))
+    try:
+        for key in keys:
+            answer = answer[key]
     except (LookupError, TypeError) as error:
-        raise ValueError(f"the answer holds no {key!r}") from error
+        raise ValueError(f"the answer holds no {where}") from error
+    try:
+        return kind.validate_python(answer)
+    except ValidationError as error:
+        raise ValueError(f"the answer's {where} has another form than it should") from error
 
 
 def read_health(socket_path: Path, timeout_s: float) -> dict[str, object] | None:
@@ -222,7 +250,7 @@ def read_health(socket_path: Path, timeout_s: float) -> dict[str, object] | None
     try:
         connection.request("GET", "/health")
         health = json.loads(connection.getresponse().read(_MAX_HEALTH_BYTES))
-    except (OSError, http.client.HTTPException, ValueError):
+    except (OSError, http.client.HTTPException, ValueError, RecursionError):
         return None
     finally:
         connection.close()

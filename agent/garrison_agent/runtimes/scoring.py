@@ -23,14 +23,13 @@ def choice_passes(case: ChoiceCase, log_probabilities: Sequence[float | None]) -
     return all(value < expected for index, value in enumerate(values) if index != case.expected)
 
 
-def label_passes(case: LabelCase, scores: Sequence[float | int]) -> bool:
+def label_passes(case: LabelCase, scores: Sequence[float | str | None]) -> bool:
     """Tell whether the expected index has strictly the highest score, and enough of it."""
-    if case.expected_index >= len(scores):
-        return False
-    if not all(isinstance(score, (int, float)) and math.isfinite(score) for score in scores):
+    values = [score for score in scores if isinstance(score, int | float) and math.isfinite(score)]
+    if len(values) != len(scores) or case.expected_index >= len(values):
         return False  # an output of strings has no highest score
-    expected = scores[case.expected_index]
-    others = (score for index, score in enumerate(scores) if index != case.expected_index)
+    expected = values[case.expected_index]
+    others = (score for index, score in enumerate(values) if index != case.expected_index)
     return expected >= case.min_score and all(score < expected for score in others)
 
 

@@ -2,18 +2,36 @@
 
 Each line is one object with ``event`` and that event's fields. The end of the pipe means the end of the worker.
 No line ever holds a prompt or an answer.
+
+A worker runs native code over whatever an application sends, so the agent believes no line of it: fields have the types
+and bounds that stand here, or the worker is ended.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+
+from annotated_types import Ge, Le, MaxLen
+
+if TYPE_CHECKING:  # workers write lines and read none
+    from pydantic import TypeAdapter
 
 MAX_LINE_BYTES = 256 * 1024
+MAX_MESSAGE = 4000
+"""Characters; what is longer is cut off."""
 
 RequestKind = Literal["chat", "completion", "embedding", "infer"]
+Count: TypeAlias = Annotated[int, Ge(0), Le(10**9)]
+Duration: TypeAlias = Annotated[float, Ge(0), Le(1e10)]
+"""Milliseconds."""
+Speed: TypeAlias = Annotated[float, Ge(1e-6), Le(1e9)]
+Size: TypeAlias = Annotated[float, Ge(0), Le(1e9)]
+"""MiB."""
+Code: TypeAlias = Annotated[str, MaxLen(100)]
 
 
 @dataclass(frozen=True)
@@ -28,29 +46,29 @@ class RequestRecord:
 
     kind: RequestKind
     ok: bool
-    error_code: str | None = None
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    ttft_ms: float | None = None
-    duration_ms: float = 0.0
-    tokens_per_s: float | None = None
-    status: int = 200
-    app: str = ""
+    error_code: Code | None = None
+    prompt_tokens: Count = 0
+    completion_tokens: Count = 0
+    ttft_ms: Duration | None = None
+    duration_ms: Duration = 0.0
+    tokens_per_s: Speed | None = None
+    status: Annotated[int, Ge(100), Le(599)] = 200
+    app: Annotated[str, MaxLen(100)] = ""
 
 
 @dataclass(frozen=True)
 class Verified:
     """Every file has the size and digest that the manifest states; nothing native was imported before."""
 
-    hash_ms: float
+    hash_ms: Duration
 
 
 @dataclass(frozen=True)
 class Ready:
     """The model is loaded and the socket answers."""
 
-    load_ms: float
-    rss_mb: float
+    load_ms: Duration
+    rss_mb: Size
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
@@ -58,8 +76,8 @@ class Ready:
 class Failed:
     """The worker cannot serve; ``Exited`` follows. Codes: docs/errors.md, "model." and "worker."."""
 
-    code: str
-    message: str
+    code: Code
+    message: Annotated[str, MaxLen(MAX_MESSAGE)]
 
 
 @dataclass(frozen=True)
@@ -81,11 +99,6 @@ class RequestDone:
 
 
 WorkerEvent = Verified | Ready | Failed | Exited | RequestDone
-_NAMES: dict[str, type[Verified] | type[Ready] | type[Failed]] = {
-    "verified": Verified,
-    "ready": Ready,
-    "failed": Failed,
-}
 
 
 class StatusWriter:
@@ -105,6 +118,8 @@ class StatusWriter:
 
 def encode_event(event: Verified | Ready | Failed | RequestDone) -> bytes:
     """Return the line for ``event``."""
+    if isinstance(event, Failed):
+        event = replace(event, message=event.message[:MAX_MESSAGE])
     body = asdict(event.record) if isinstance(event, RequestDone) else asdict(event)
     name = "request" if isinstance(event, RequestDone) else type(event).__name__.lower()
     return json.dumps({"event": name, **body}, separators=(",", ":")).encode() + b"\n"
@@ -114,15 +129,19 @@ def decode_event(line: bytes) -> WorkerEvent:
     """Return the event in ``line``.
 
     Raises:
-        ValueError: This is no line of a worker of this version; a bug, or a corrupted worker.
+        ValueError: This is no line of a worker of this version; a bug, or a worker that others have taken over.
     """
-    body = json.loads(line)
-    if not isinstance(body, dict):
-        raise ValueError("a status line is an object")
-    name = body.pop("event", None)
     try:
-        if name == "request":
-            return RequestDone(RequestRecord(**body))
-        return _NAMES[name](**body)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"not a worker event: {name!r}") from error
+        body = json.loads(line)
+        event: WorkerEvent | RequestRecord = _readers()[body.pop("event")].validate_python(body)
+    except (AttributeError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError("not a worker event") from error
+    return RequestDone(event) if isinstance(event, RequestRecord) else event
+
+
+@cache
+def _readers() -> dict[str, TypeAdapter[Any]]:
+    from pydantic import TypeAdapter
+
+    kinds = {"verified": Verified, "ready": Ready, "failed": Failed, "request": RequestRecord}
+    return {name: TypeAdapter(kind) for name, kind in kinds.items()}

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from socketserver import UnixStreamServer
+from threading import Thread
+from uuid import uuid4
 
 import pytest
 
 import demo
 from demo.damage import damage_gguf
 from garrison_agent.runtimes.gate import run_gate
-from garrison_protocol.manifest import ChatMessage, Evaluation, GenerateCase
+from garrison_protocol.manifest import ChatMessage, Evaluation, GenerateCase, SimilarityCase
 from garrison_protocol.messages.desired import GateLimits
 from tests.integration.runtimes.workers import WatchedWorker, llama_spec, smollm2
 
 pytestmark = pytest.mark.integration
 
 NO_LIMITS = GateLimits()
+COLOURS = GenerateCase(id="colour", messages=(ChatMessage(role="user", content="Name a colour."),), pattern="red")
+SENTENCES = SimilarityCase(id="near", anchor="a cat", closer="a kitten", farther="a bridge")
+CASES = {
+    "colours": Evaluation(cases=(COLOURS,), min_accuracy=1),
+    "sentences": Evaluation(cases=(SENTENCES,), min_accuracy=1),
+}
 
 
 def evaluation_of(draft: str) -> Evaluation:
@@ -97,6 +109,57 @@ def test_a_worker_that_does_not_answer_ends_the_gate(short_folder: Path) -> None
     result = run_gate(short_folder / "nobody.sock", "m:1", evaluation_of("smollm2"), NO_LIMITS, rss_mb=None)
     assert (result.passed, result.failure_code) == (False, "gate.error")
     assert result.summary.passed == 0
+
+
+@contextmanager
+def worker_answering(answer: bytes, folder: Path) -> Iterator[Path]:
+    """Give the socket of a worker that says the same to everybody."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            self.send_response(200)
+            self.send_header("content-length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def address_string(self) -> str:
+            return "unix"
+
+    path = folder / f"{uuid4().hex[:8]}.sock"
+    with UnixStreamServer(str(path), Handler) as server:
+        thread = Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield path
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"null",
+        b"[" * 100_000,
+        b'{"logprobs": 7, "choices": [], "outputs": {}, "data": "x"}',
+        b'{"logprobs": ["-1", {}], "choices": [{"message": null}], "outputs": [{}], "data": [{}]}',
+        b'{"logprobs": [-1, [2]], "choices": [{"message": {"content": 7}}], "outputs": [{"data": [{}]}],'
+        b' "data": [{"embedding": ["x"]}]}',
+    ],
+)
+@pytest.mark.parametrize("draft", ["smollm2", "magika", "colours", "sentences"])
+def test_a_worker_that_others_have_taken_over_fails_the_gate(draft: str, answer: bytes, short_folder: Path) -> None:
+    with worker_answering(answer, short_folder) as path:
+        result = run_gate(path, "m:1", CASES.get(draft) or evaluation_of(draft), NO_LIMITS, rss_mb=None)
+    assert (result.passed, result.failure_code) == (False, "gate.error")
+
+
+@pytest.mark.parametrize("timings", [7, {}, {"ttft_ms": "1", "tokens_per_s": []}, {"ttft_ms": -1, "tokens_per_s": 1}])
+def test_times_that_are_none_fail_the_gate(timings: object, short_folder: Path) -> None:
+    answer = json.dumps({"choices": [{"message": {"content": "red"}}], "timings": timings}).encode()
+    with worker_answering(answer, short_folder) as path:
+        result = run_gate(path, "m:1", CASES["colours"], NO_LIMITS, rss_mb=None)
+    assert (result.passed, result.failure_code) == (False, "gate.error")
 
 
 def test_the_gate_stops_when_asked(llama: WatchedWorker) -> None:

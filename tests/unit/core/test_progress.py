@@ -26,7 +26,12 @@ def test_no_answer_or_always_the_same_is_none(health: dict[str, object] | None) 
     assert stalled(one, 120.0, 130.0)
 
 
-@pytest.mark.parametrize(("stated", "limit_s"), [(600, 600.0), (60.0, 120.0), ("x", 120.0), (None, 120.0)])
+NOT_BELIEVED = ("x", None, -1, 10**400, float("nan"), float("inf"))
+
+
+@pytest.mark.parametrize(
+    ("stated", "limit_s"), [(600, 600.0), (60.0, 120.0), *((stated, 120.0) for stated in NOT_BELIEVED)]
+)
 def test_a_step_may_take_as_long_as_its_worker_allows_it(stated: object, limit_s: float) -> None:
     one = watch(Watch(0.0), {**BUSY, "step_timeout_s": stated}, 10.0)
     assert not stalled(one, 120.0, 10.0 + limit_s - 1)

@@ -7,6 +7,7 @@ import pytest
 
 from garrison_agent.runtimes.spec import WorkerFile, WorkerSpec, decode_order, encode_order
 from garrison_agent.runtimes.status import (
+    MAX_MESSAGE,
     Failed,
     Ready,
     RequestDone,
@@ -36,10 +37,51 @@ def test_an_event_survives_the_pipe_as_one_line(event: Verified | Ready | Failed
     assert decode_event(line) == event
 
 
-@pytest.mark.parametrize("line", [b"", b"[]", b"{", b'{"event":"surprise"}', b'{"event":"verified"}', b"\xff\n"])
+REQUEST = '{"event":"request","kind":"chat","ok":true,%s}'
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"[]",
+        b"{",
+        b'{"event":"surprise"}',
+        b'{"event":[]}',
+        b'{"event":"verified"}',
+        b"\xff\n",
+        b"[" * 100_000,
+        b'{"event":"ready","load_ms":NaN,"rss_mb":1}',
+        b'{"event":"ready","load_ms":1,"rss_mb":"much"}',
+        b'{"event":"ready","load_ms":1,"rss_mb":1,"metadata":[]}',
+        b'{"event":"failed","code":"x","message":null}',
+        b'{"event":"failed","code":"x","message":"%s"}' % (b"x" * 4001),
+        b'{"event":"request","kind":"surprise","ok":true}',
+        *(
+            (REQUEST % field).encode()
+            for field in (
+                '"prompt_tokens":"many"',
+                '"prompt_tokens":-1',
+                f'"completion_tokens":{10**400}',
+                '"duration_ms":Infinity',
+                '"ttft_ms":-1',
+                '"tokens_per_s":0',
+                '"status":0',
+                '"app":["camera"]',
+                f'"error_code":"{"x" * 101}"',
+            )
+        ),
+    ],
+)
 def test_anything_else_on_the_pipe_is_refused(line: bytes) -> None:
     with pytest.raises(ValueError):  # noqa: PT011  its subclasses differ by what is wrong
         decode_event(line)
+
+
+def test_a_long_explanation_is_cut_off() -> None:
+    assert decode_event(encode_event(Failed("model.load_failed", "x" * 9000))) == Failed(
+        "model.load_failed", "x" * MAX_MESSAGE
+    )
 
 
 def test_a_record_holds_no_text_of_the_request() -> None:

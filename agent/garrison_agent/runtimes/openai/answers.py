@@ -191,8 +191,8 @@ class Answer:
         if first is None or last is None:
             return {"ttft_ms": None, "tokens_per_s": None}
         after_first = self.completion_tokens - 1
-        rate = round(after_first / (last - first), 3) if after_first > 0 and last > first else None
-        return {"ttft_ms": round((first - self.began) * 1000, 3), "tokens_per_s": rate}
+        rate = round(after_first / (last - first), 3) if after_first > 0 and last > first else 0
+        return {"ttft_ms": round((first - self.began) * 1000, 3), "tokens_per_s": rate or None}
 
     def to_record(self, kind: RequestKind, error: ApiError | None) -> RequestRecord:
         """Return what happened, once the answer ended, was refused with ``error``, or was left by its client."""
