@@ -208,7 +208,9 @@ def _use_text(port: int, chance: random.Random, tally: Tally) -> None:
             _check("two answers", right and answer["usage"]["completion_tokens"] >= 2, tally)
         case _:
             turns = [{"role": "user", "content": "Name three colors."}]
-            text = stream(port, "/v1/chat/completions", {"model": TEXT, "messages": turns, "temperature": 0})
+            # Without a limit it may repeat itself for minutes, until the context is full; four such hold all places.
+            body = {"model": TEXT, "messages": turns, "max_tokens": 100, "temperature": 0}
+            text = stream(port, "/v1/chat/completions", body)
             _check("three colours", bool(re.search("red|blue|green|yellow", text, re.IGNORECASE)), tally)
 
 
