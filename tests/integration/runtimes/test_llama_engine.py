@@ -190,3 +190,23 @@ def test_answers_go_on_while_a_long_prompt_is_read(batcher: Batcher) -> None:
     assert early.generation.completion_tokens - before >= late.generation.prompt_tokens // 128 > 0
     early.generation.cancel()
     run(batcher)
+
+
+def test_an_answer_that_is_paused_keeps_to_its_grammar_and_its_samplers(batcher: Batcher, smol: LlamaBackend) -> None:
+    greedy = [
+        Client(f"{number}. Digits: ", app="greedy", grammar="root ::= [0-9]{200}", temperature=0.9, seed=number)
+        for number in range(smol.parallel)
+    ]
+    deliver([batcher.add(client.generation) for client in greedy])
+    while not all(client.text for client in greedy):
+        deliver(batcher.step())
+    quick = Client(FRANCE, app="quick", temperature=0, max_tokens=1)
+    deliver([batcher.add(quick.generation)])
+    while quick.finish is None:
+        deliver(batcher.step())
+    assert quick.text == " Paris"
+    assert [client.finish for client in greedy] == [None] * smol.parallel
+    run(batcher)
+    assert [(len(client.text), client.text.isdecimal(), client.finish) for client in greedy] == [
+        (200, True, "stop")
+    ] * smol.parallel

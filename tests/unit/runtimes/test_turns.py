@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from garrison_agent.runtimes.llama.turns import Turns
+from garrison_agent.runtimes.llama.turns import Turns, makes_way
 
 
 def filled(*pairs: str) -> Turns[str]:
@@ -31,3 +31,18 @@ def test_what_is_removed_is_returned_and_empty_lines_are_gone() -> None:
     assert turns.remove(lambda item: item == "a1") == []
     assert (len(turns), turns.line("a"), turns.line("b")) == (2, 0, 1)
     assert drained(turns) == ["b1", "c1"]
+
+
+def test_whose_turn_was_cut_short_is_first_in_its_line_and_another_line_may_be_preferred() -> None:
+    turns = filled("a1", "b1", "c1")
+    turns.add_first("b", "b0")
+    turns.add_first("d", "d0")
+    turns.prefer("c")
+    assert list(turns.keys) == ["c", "a", "b", "d"]
+    assert drained(turns) == ["c1", "a1", "b0", "d0", "b1"]
+
+
+def test_places_are_given_up_for_those_with_fewer() -> None:
+    assert [makes_way(holds, 0) for holds in range(4)] == [False, True, True, True]
+    assert [makes_way(holds, 1) for holds in range(5)] == [False, False, False, True, True]
+    assert not makes_way(2, 2)

@@ -1,16 +1,18 @@
 """Continuous batching: many requests in one decode call, over any backend. One thread owns it; others may ``poke``.
 
 Each step puts the newest token of every running answer and the next part of the unread prompts into one batch of at
-most ``batch_size`` tokens. A request joins between two steps and leaves as soon as it ends or is cancelled, so nobody
-waits for somebody else's answer. While answers run, a prompt is read in parts that hold them up only shortly; a
-prompt that begins like one that is just being read waits and takes that part over.
+most ``batch_size`` tokens. A request joins between two steps and leaves as soon as it ends or is cancelled. Once every
+place is taken, applications share them: an answer that had its turn is paused for an application with fewer places,
+and goes on later from where it was, so nobody waits for somebody else's long answer. While answers run, a prompt is
+read in parts that hold them up only shortly; a prompt that begins like one that is just being read waits and takes
+that part over.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -31,7 +33,7 @@ from garrison_agent.runtimes.llama.prefix_store import PrefixStore, shared
 from garrison_agent.runtimes.llama.prompts import check_options, check_prompt
 from garrison_agent.runtimes.llama.sequences import Place, Sequences
 from garrison_agent.runtimes.llama.text_stream import TextStream
-from garrison_agent.runtimes.llama.turns import Turns
+from garrison_agent.runtimes.llama.turns import Turns, makes_way
 from garrison_protocol.errors import GarrisonError, UnavailableError
 
 __all__ = [
@@ -52,6 +54,8 @@ MAX_WAITING_APP = 64
 MAX_WAITING = 256
 """Of all applications together: one that fills its own line leaves room for others."""
 PREFIX_STORE_BYTES = 64 << 20
+TURN_TOKENS = 128
+"""An answer that is paused has got at least so many since it began or went on: pausing may cost reading it again."""
 WORTH_WAITING = 32
 """Tokens that another prompt will have read soon: fewer are read at once."""
 WORTH_REDOING = 8
@@ -65,11 +69,13 @@ class _Waiting:
     generation: Generation
     prompt: list[int]
     sampler: Sampler
+    paused: _Answer | None = None
+    """What there is of its answer, if that was paused; ``prompt`` goes as far."""
 
 
 @dataclass(eq=False)
 class _Answer:
-    """A generation in a place."""
+    """A generation in a place, or paused."""
 
     generation: Generation
     prompt: list[int]
@@ -85,6 +91,19 @@ class _Answer:
     """Whether it did: then it waits for all that they have in common."""
     newest: int | None = None
     """The token that was sampled and not read yet; None while the prompt is being read."""
+    turn_began: int = 0
+    """How many tokens it had when it got its place."""
+
+    @property
+    def turn_tokens(self) -> int:
+        """How many tokens it got in its place."""
+        return self.generation.completion_tokens - self.turn_began
+
+    def go_on(self, place: Place, tokens: list[int]) -> None:
+        """Begin another turn in ``place``; all of ``tokens`` have to be known there again."""
+        self.place, self.prompt, self.newest = place, tokens, None
+        self.reading = self.waited = False
+        self.turn_began = self.generation.completion_tokens
 
 
 class _Planned:
@@ -236,15 +255,45 @@ class Batcher:
 
     def _admit(self) -> None:
         """Give waiting requests a place."""
-        while self._waiting and self._sequences.has_free:
+        while self._waiting and (self._sequences.has_free or self._pause_one()):
             waiting = self._waiting.pop()
             tokens, options = waiting.prompt, waiting.generation.options
             place = self._sequences.take(tokens, _readable(tokens))
             assert place is not None
+            if waiting.paused is not None:
+                waiting.paused.go_on(place, tokens)
+                self._running.append(waiting.paused)
+                continue
             room = self._backend.context_length - len(tokens)
             limit = room if options.max_tokens is None else min(options.max_tokens, room)
             text = TextStream(options.stop)
             self._running.append(_Answer(waiting.generation, tokens, limit, waiting.sampler, place, text))
+
+    def _pause_one(self) -> bool:
+        """Pause an answer for an application that waits with fewer places, and let that be next.
+
+        False: nobody has to make way, or no answer of those who do had its turn yet.
+        """
+        held = Counter(answer.generation.app for answer in self._running)
+        poorest = min(self._waiting.keys, key=held.__getitem__)
+        had_turn = [
+            answer
+            for answer in self._running
+            if answer.newest is not None
+            and answer.turn_tokens >= TURN_TOKENS
+            and makes_way(held[answer.generation.app], held[poorest])
+        ]
+        if not had_turn:
+            return False
+        answer = max(had_turn, key=lambda answer: (held[answer.generation.app], answer.turn_tokens))
+        assert answer.newest is not None
+        generation, place = answer.generation, answer.place
+        self._sequences.give_back(place)
+        self._running.remove(answer)
+        tokens = [*place.known, answer.newest]
+        self._waiting.add_first(generation.app, _Waiting(generation, tokens, answer.sampler, answer))
+        self._waiting.prefer(poorest)
+        return True
 
     def _plan(self) -> _Planned:
         """Return the next batch."""
@@ -288,7 +337,8 @@ class Batcher:
                 if coming >= (1 if answer.waited else WORTH_WAITING):
                     answer.waited = True
                     return False
-        answer.generation.cached_tokens = len(place.known)
+        if not answer.generation.completion_tokens:
+            answer.generation.cached_tokens = len(place.known)
         answer.reading = True
         return True
 
