@@ -1,9 +1,10 @@
 """``python -m bench.soak [--minutes 20]``: a board's local API under mixed use, cancellations, unloads, and kills.
 
-Many clients ask at once for what has one right answer; others leave in the middle; somebody unloads models and kills
-workers. In the end every answer was right or said that it failed, more were right than failed, of each kind some, no
-worker has work for a client that has gone, and memory is where it was. Exit status 1 if not. Workers are unloaded and
-killed on the way, so only the agent's memory tells of the whole time.
+Many clients ask at once for what has one right answer; others leave in the middle; an application with a key wants
+long answers, more of them than there are places; somebody unloads models and kills workers. In the end every answer
+was right or said that it failed, more were right than failed, of each kind some, no worker has work for a client that
+has gone, and memory is where it was. Exit status 1 if not. Workers are unloaded and killed on the way, so only the
+agent's memory tells of the whole time.
 """
 
 from __future__ import annotations
@@ -39,6 +40,9 @@ SEED = 20261124
 TEXT_CLIENTS = 5
 FILE_CLIENTS = 2
 LEAVERS = 2
+TALKERS = 5
+"""More than the model has places: without turns their answers would leave none to the other clients."""
+TALK_TOKENS = 400
 SAMPLE_S = 10.0
 MIN_MINUTES = 2.0
 """Less gives too few samples of memory."""
@@ -50,7 +54,16 @@ _SCHEMA = {
     "required": ["colour", "count"],
     "additionalProperties": False,
 }
-_KINDS = {"a city", "a sequence", "a schema", "two answers", "three colours", "a zip file", "a python file"}
+_KINDS = {
+    "a city",
+    "a sequence",
+    "a schema",
+    "two answers",
+    "three colours",
+    "a zip file",
+    "a python file",
+    "a long answer",
+}
 _WORKERS_REQUESTS = re.compile(r"^garrison_worker_requests\{.*\} (\d+)$", re.MULTILINE)
 
 
@@ -94,7 +107,7 @@ class ToldError(Exception):
     """The server said that it cannot answer, and why."""
 
 
-def ask(port: int, path: str, body: dict[str, Any]) -> Any:
+def ask(port: int, path: str, body: dict[str, Any], key: str = "") -> Any:
     """Return the JSON answer.
 
     Raises:
@@ -103,7 +116,8 @@ def ask(port: int, path: str, body: dict[str, Any]) -> Any:
     """
     connection = HTTPConnection("127.0.0.1", port, timeout=300)
     try:
-        connection.request("POST", path, json.dumps(body).encode(), {"content-type": "application/json"})
+        headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
+        connection.request("POST", path, json.dumps(body).encode(), headers)
         response = connection.getresponse()
         answer = json.loads(response.read())
     finally:
@@ -151,6 +165,8 @@ def run(board: Board, minutes: float, tally: Tally) -> None:
     work += [lambda chance: _use_text(board.port, chance, tally)] * TEXT_CLIENTS
     work += [lambda chance: _use_files(board.port, chance, tally)] * FILE_CLIENTS
     work += [lambda chance: _leave(board.port, chance, tally)] * LEAVERS
+    key = str(board.run("app", "add", "talker")["key"])
+    work += [lambda chance: _talk(board.port, key, chance, tally)] * TALKERS
 
     def client(number: int) -> None:
         chance = random.Random(SEED + number)
@@ -243,6 +259,15 @@ def _leave(port: int, chance: random.Random, tally: Tally) -> None:
                 break
         threading.Event().wait(chance.uniform(0, 0.3))
     tally.add_done("client left")
+
+
+def _talk(port: int, key: str, chance: random.Random, tally: Tally) -> None:
+    """Have a long text go on to its last token."""
+    prompt = f"Once upon a time, {chance.randint(1, 99)} years ago"
+    body = {"model": TEXT, "prompt": prompt, "max_tokens": TALK_TOKENS, "ignore_eos": True}
+    answer = ask(port, "/v1/completions", body, key)
+    whole = answer["usage"]["completion_tokens"] == TALK_TOKENS and len(answer["choices"][0]["text"]) > TALK_TOKENS
+    _check("a long answer", whole and answer["choices"][0]["finish_reason"] == "length", tally)
 
 
 def _sabotage(board: Board, over: threading.Event, tally: Tally) -> None:
