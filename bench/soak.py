@@ -283,8 +283,11 @@ def _disturb(board: Board, chance: random.Random, tally: Tally) -> None:
     match chance.randrange(3):
         case 0:
             what = chance.choice((TEXT, FILES))
-            if board.try_run("model", "unload", what).returncode == 0:
+            done = board.try_run("model", "unload", what)
+            if done.returncode == 0:
                 tally.add_done(f"{what} unloaded")
+            else:
+                tally.add_wrong(f"unload: {done.stderr.strip()[-200:]}")
         case 1:
             with suppress(OSError):  # one has ended meanwhile
                 if pids := worker_pids(board):
@@ -293,6 +296,8 @@ def _disturb(board: Board, chance: random.Random, tally: Tally) -> None:
         case _:
             if board.try_run("model", "load", chance.choice((TEXT, FILES))).returncode == 0:
                 tally.add_done("model loaded")
+            else:
+                tally.add_told("model load")  # its worker may have been killed a moment ago
 
 
 def _check(what: str, right: bool, tally: Tally) -> None:

@@ -67,6 +67,8 @@ class _Waiter:
     load: bool
     turn: int
     """The slot's turn when the wish was delivered: a failure of before is not this one's."""
+    leaving: frozenset[int] = frozenset()
+    """The processes that an unload ends; the next request may have the model loaded again before they are gone."""
 
 
 class Commands:
@@ -201,17 +203,18 @@ class Commands:
             answer.set_result(UnloadResult(id=id, alias=slot.alias, outcome="not_loaded"))
             return
         package = slot.serving.package
+        leaving = self._workers.generations(slot.alias, package)
         self._journal.append(Stream.AUDIT, "api.unload", {"alias": slot.alias, "model": package.id})
         self._deployments.deliver(slot.alias, UnloadWanted())
         self._residency.left(slot.alias)
         turn = self._deployments.slots[slot.alias].turn
-        self._waiters.append(_Waiter(answer, slot.alias, package, load=False, turn=turn))
+        self._waiters.append(_Waiter(answer, slot.alias, package, load=False, turn=turn, leaving=leaving))
 
     def _settled(self, waiter: _Waiter) -> bool:
         slot = self._deployments.slots[waiter.alias]
         model = waiter.package.id
         if not waiter.load:
-            if not self._workers.gone(waiter.alias, waiter.package):
+            if not self._workers.ended(waiter.leaving):
                 return False
             waiter.answer.set_result(UnloadResult(id=model, alias=waiter.alias, outcome="unloaded"))
             return True

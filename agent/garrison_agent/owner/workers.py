@@ -197,9 +197,15 @@ class Workers:
         running = self._find(alias, package)
         return None if running is None or running.process is None else running.process.rss_mb()
 
-    def gone(self, alias: str, package: PackageRef) -> bool:
-        """Tell whether no process of this package is left, not even one that is stopping."""
-        return not any(one.alias == alias and one.package == package for one in self._running.values())
+    def generations(self, alias: str, package: PackageRef) -> frozenset[int]:
+        """Return the processes of this package, those that are stopping too."""
+        return frozenset(
+            number for number, one in self._running.items() if one.alias == alias and one.package == package
+        )
+
+    def ended(self, generations: frozenset[int]) -> bool:
+        """Tell whether none of these processes is left."""
+        return self._running.keys().isdisjoint(generations)
 
     def memory_mb(self) -> list[tuple[str, PackageRef, int]]:
         """Return alias, package, and size of what is in memory or on its way there; what is leaving does not count."""

@@ -38,6 +38,22 @@ def test_unload_and_load(rig: Rig) -> None:
     assert {"api.unload", "api.load"} <= set(rig.audit())
 
 
+def test_an_unload_has_happened_also_where_the_next_request_loads_the_model_again(rig: Rig) -> None:
+    rig.connect()
+    rig.deploy(package("1.0"), "r1")
+    leaving = rig.models.worker("chat:1.0")
+    leaving.stop = lambda grace_s=5.0: None  # type: ignore[method-assign]
+    unload = rig.ask(UnloadModel("chat"))
+    load = rig.ask(LoadModel("chat"))
+    rig.settle()
+    assert not unload.done()  # its process takes its time
+    leaving.die(0)
+    rig.settle()
+    assert unload.result(0) == {"id": "chat:1.0", "alias": "chat", "outcome": "unloaded"}
+    assert load.result(0)["outcome"] == "loaded"  # type: ignore[index]
+    assert rig.models.running == ["chat:1.0"]
+
+
 def test_unloaded_stays_unloaded_over_a_restart(rig: Rig) -> None:
     rig.connect()
     rig.deploy(package("1.0"), "r1")
