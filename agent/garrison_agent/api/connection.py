@@ -46,6 +46,8 @@ class ClientConnection(HttpToolsProtocol):
         self._reader_timer: asyncio.TimerHandle | None = None
         self._running: Any = None
         """The request that is being answered; uvicorn's ``cycle`` is the one that was read last."""
+        self._rest: _BodyOf | None = None
+        """Of a request that offered another protocol: the last on its connection."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn's own
         """Begin; make room among the connections first, if need be."""
@@ -76,9 +78,7 @@ class ClientConnection(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         in_headers = self._header_timer is not None
         try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            self._read_on(data[upgrade.args[0] :])
+            self._feed(data)
         except httptools.HttpParserError:
             self._refuse(too_large=self._too_large)
             return
@@ -88,6 +88,19 @@ class ClientConnection(HttpToolsProtocol):
                 self._refuse(too_large=True)
         elif self.idle:  # blank lines, or the rest of a body that nobody wants
             self._await_headers()
+
+    def _feed(self, data: bytes) -> None:
+        rest = self._rest
+        if rest is not None and rest.complete:
+            return
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            if rest is None:
+                self._read_on(data[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            if rest is None or not rest.complete:
+                raise
 
     def on_message_begin(self) -> None:
         """Begin to read a request."""
@@ -132,12 +145,14 @@ class ClientConnection(HttpToolsProtocol):
     def _read_on(self, data: bytes) -> None:
         """Read the body of a request that offered another protocol, as Java's client does; HTTP/1.1 is spoken on.
 
-        The parser takes the offer for accepted, so another one is told how long the body is.
+        The parser takes the offer for accepted, so another one is told how long the body is. What stands behind the
+        body is not read: the connection ends with the answer.
         """
         framing = self._framing()
         if framing is not None:
-            self.parser = httptools.HttpRequestParser(_BodyOf(self))
-            self.parser.feed_data(b"POST / HTTP/1.1\r\n" + framing + b"\r\n\r\n" + data)
+            self._rest = _BodyOf(self)
+            self.parser = httptools.HttpRequestParser(self._rest)
+            self._feed(b"POST / HTTP/1.1\r\n" + framing + b"\r\n\r\n" + data)
 
     def on_response_complete(self) -> None:
         """Go on with the next request, or wait for one."""
@@ -224,11 +239,22 @@ class ClientConnection(HttpToolsProtocol):
 
 
 class _BodyOf:
-    """Passes on what a parser finds of a body; the method names are httptools' callbacks."""
+    """Passes on what a parser finds of one body; the method names are httptools' callbacks."""
 
     def __init__(self, connection: ClientConnection) -> None:
-        self.on_body = connection.on_body
-        self.on_message_complete = connection.on_message_complete
+        self._connection = connection
+        self.complete = False
+
+    def on_body(self, data: bytes) -> None:
+        """Take in a part of the body."""
+        if not self.complete:
+            self._connection.on_body(data)
+
+    def on_message_complete(self) -> None:
+        """End the body."""
+        if not self.complete:
+            self.complete = True
+            self._connection.on_message_complete()
 
 
 class UnixConnection(ClientConnection):

@@ -31,6 +31,8 @@ Duration: TypeAlias = Annotated[float, Ge(0), Le(1e10)]
 Speed: TypeAlias = Annotated[float, Ge(1e-6), Le(1e9)]
 Size: TypeAlias = Annotated[float, Ge(0), Le(1e9)]
 """MiB."""
+MAX_APP = 128
+"""Characters of a name that the agent says; what is longer is cut off."""
 Code: TypeAlias = Annotated[str, MaxLen(100)]
 
 
@@ -53,7 +55,7 @@ class RequestRecord:
     duration_ms: Duration = 0.0
     tokens_per_s: Speed | None = None
     status: Annotated[int, Ge(100), Le(599)] = 200
-    app: Annotated[str, MaxLen(100)] = ""
+    app: Annotated[str, MaxLen(MAX_APP)] = ""
 
 
 @dataclass(frozen=True)

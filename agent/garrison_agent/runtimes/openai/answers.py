@@ -22,7 +22,7 @@ from garrison_agent.runtimes.openai.api_errors import ApiError, api_error
 from garrison_agent.runtimes.openai.chat_template import ChatTemplate
 from garrison_agent.runtimes.openai.tool_calls_grammar import CallForm, Constraint, ToolUse, call_form, constraint
 from garrison_agent.runtimes.openai.tool_calls_prompt import with_tools_in_words
-from garrison_agent.runtimes.status import RequestKind, RequestRecord
+from garrison_agent.runtimes.status import MAX_APP, RequestKind, RequestRecord
 from garrison_protocol.errors import GarrisonError, InvalidError
 
 INTERNAL = "/internal"
@@ -30,8 +30,6 @@ INTERNAL = "/internal"
 
 _APP_HEADER = b"x-garrison-app"
 _TIMEOUT_HEADER = b"x-garrison-timeout-ms"
-_MAX_APP = 128
-"""Longer than any name the agent gives: it comes back in the request's record, whose line has a bound."""
 _DISCONNECTED = "inference.client_disconnected"
 _CLIENT_LEFT = 499
 """The status in records when the client went away first (nginx's number; it never reaches anybody)."""
@@ -359,7 +357,7 @@ def request_terms(scope: Scope, began: float) -> tuple[str, float | None]:
     app, deadline_s = "", None
     for name, value in scope.get("headers", ()):
         if name == _APP_HEADER:
-            app = value[:_MAX_APP].decode("latin-1")
+            app = value[:MAX_APP].decode("latin-1")
         elif name == _TIMEOUT_HEADER:
             if not value.isdigit() or len(value) > 12:
                 raise ApiError(

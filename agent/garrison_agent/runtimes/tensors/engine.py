@@ -24,7 +24,7 @@ from garrison_agent.runtimes.asgi import (
     send_json,
 )
 from garrison_agent.runtimes.spec import WorkerOrder
-from garrison_agent.runtimes.status import RequestRecord
+from garrison_agent.runtimes.status import MAX_APP, RequestRecord
 from garrison_agent.runtimes.tensors.oip import (
     EXTENSIONS,
     HEADER_LENGTH,
@@ -208,7 +208,7 @@ class OipApi:
             self._done += 1
             if not scope["path"].startswith(INTERNAL + "/"):
                 duration_ms = round((time.monotonic() - began) * 1000, 3)
-                app = _header(scope, b"x-garrison-app") or ""
+                app = _app(scope)
                 self._record(
                     RequestRecord(
                         "infer", ok=code is None, error_code=code, duration_ms=duration_ms, status=status, app=app
@@ -226,7 +226,7 @@ class OipApi:
 
         request = await _beside(len(body), parse)
         check_rows(request.inputs, self._session.inputs, self._limits.rows)
-        job = self._runner.submit(request.inputs, request.outputs, _header(scope, b"x-garrison-app") or "")
+        job = self._runner.submit(request.inputs, request.outputs, _app(scope))
         arrays = await self._wait(job, receive, timeout_s)
         head = {"model_name": self._name, "model_version": self._version}
         if request.id is not None:
@@ -291,6 +291,10 @@ async def _send(send: Send, answer: EncodedAnswer) -> None:
 
 def _header(scope: Scope, name: bytes) -> str | None:
     return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), None)
+
+
+def _app(scope: Scope) -> str:
+    return (_header(scope, b"x-garrison-app") or "")[:MAX_APP]
 
 
 def _status(error: GarrisonError) -> int:
