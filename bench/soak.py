@@ -43,7 +43,8 @@ LEAVERS = 2
 TALKERS = 5
 """More than the model has places: without turns their answers would leave none to the other clients."""
 TALK_TOKENS = 400
-SAMPLE_S = 10.0
+MODELS = 2
+SAMPLE_S = 5.0
 MIN_MINUTES = 2.0
 """Less gives too few samples of memory."""
 MAX_GROWTH = 0.05
@@ -188,8 +189,10 @@ def run(board: Board, minutes: float, tally: Tally) -> None:
         while (left_s := end_s - time.monotonic()) > 0:
             over.wait(min(SAMPLE_S, left_s))
             tally.agent_mb.append(_rss_mb(board.agent.pid))
-            with suppress(OSError, StopIteration):  # between two workers
-                tally.workers_mb.append(sum(_anonymous_mb(pid) for pid in worker_pids(board)))
+            with suppress(OSError, StopIteration):  # one ends in this moment
+                pids = worker_pids(board)
+                if len(pids) == MODELS:  # what is missing one worker says nothing of growth
+                    tally.workers_mb.append(sum(_anonymous_mb(pid) for pid in pids))
     finally:
         over.set()
         for thread in threads:
