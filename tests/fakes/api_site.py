@@ -108,11 +108,18 @@ def read_answer(connection: socket.socket) -> bytes:
     """Return one answer, whose length its header says."""
     text = b""
     while (end := text.find(b"\r\n\r\n")) < 0:
-        text += connection.recv(65536)
+        text += _some(connection)
     length = int(text[:end].lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
     while len(text) < end + 4 + length:
-        text += connection.recv(65536)
+        text += _some(connection)
     return text
+
+
+def _some(connection: socket.socket) -> bytes:
+    part = connection.recv(65536)
+    if not part:
+        raise ConnectionError("it ended in the middle of an answer")
+    return part
 
 
 def parse_answer(text: bytes) -> tuple[int, dict[str, str], bytes]:

@@ -1,7 +1,8 @@
 """One client's connection: uvicorn's HTTP protocol with the bounds that it leaves to a proxy in front of it.
 
 A board has no proxy. Headers are bounded in size and time, a reader that takes nothing is cut off, and where too many
-connections are open, the one that has been idle for longest gives way. Everything runs on the API's event loop.
+connections are open, the one that has been idle for longest gives way. One that ends is closed in steps, so that the
+last answer reaches a client that is still sending (RFC 9112, section 9.6). Everything runs on the API's event loop.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ HEADER_S = 15.0
 """From the first byte of a request (or the begin of the connection) to the end of its headers."""
 READER_S = 60.0
 """A client that has taken no byte for so long, while there are some for it, is cut off after at most twice that."""
+LINGER_S = 5.0
+"""After the last answer, for the client to read it and to close."""
 MAX_PIPELINED = 16
 WRITE_BUFFER_BYTES = 64 * 1024
 
@@ -38,6 +41,8 @@ class ClientConnection(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._wire: asyncio.Transport
+        self._linger_timer: asyncio.TimerHandle | None = None
         self.idle_since_s = 0.0
         self._header_bytes = 0
         self._unparsed_bytes = 0
@@ -51,7 +56,8 @@ class ClientConnection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn's own
         """Begin; make room among the connections first, if need be."""
-        super().connection_made(transport)
+        self._wire = transport
+        super().connection_made(_ClosedInSteps(transport, self))  # type: ignore[arg-type] # passes on the rest
         transport.set_write_buffer_limits(WRITE_BUFFER_BYTES)  # with TLS it would be half a MiB
         self.idle_since_s = self.loop.time()
         if len(self.connections) > MAX_CONNECTIONS:
@@ -63,18 +69,48 @@ class ClientConnection(HttpToolsProtocol):
         """Whether no request is being answered."""
         return self._running is None or bool(self._running.response_complete)
 
+    @property
+    def lingers(self) -> bool:
+        """Whether all has been said, and the client has yet to close."""
+        return self._linger_timer is not None
+
+    def linger(self) -> None:
+        """Send nothing more, and close when the client has, or after ``LINGER_S``.
+
+        Closed at once with bytes of the client unread, TCP would reset the connection, and the client might lose the
+        answer.
+        """
+        if self.lingers or self._wire.is_closing():
+            return
+        self._linger_timer = self.loop.call_later(LINGER_S, self._wire.close)
+        self._stop_header_timer()
+        if self._wire.can_write_eof():  # not with TLS
+            self._wire.write_eof()
+        self._wire.resume_reading()
+
+    def shutdown(self) -> None:
+        """End with the agent: after the answer that is running."""
+        if self.idle:
+            self._wire.close()
+        else:
+            super().shutdown()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """End; also what is being answered, where uvicorn tells only what was read last."""
         running = self._running
         self._stop_header_timer()
         self._stop_reader_timer()
         super().connection_lost(exc)
+        if self._linger_timer is not None:
+            self._linger_timer.cancel()
         if running is not None and not running.response_complete:
             running.disconnected = True
             running.message_event.set()
 
     def data_received(self, data: bytes) -> None:
         """Parse what came; refuse what is no HTTP, or has no end of headers."""
+        if self.lingers:
+            return
         self._unset_keepalive_if_required()
         in_headers = self._header_timer is not None
         try:
@@ -177,10 +213,10 @@ class ClientConnection(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def _make_room(self) -> None:
-        """Close the connection that has been idle for longest; this one itself, where every other is busy."""
+        """Close one that lingers, or has been idle for longest; this one itself, where every other is busy."""
         connections: set[Any] = self.connections
-        idle = [one for one in connections if one.idle and not one.transport.is_closing()]
-        min(idle, key=lambda one: float(one.idle_since_s)).transport.abort()
+        idle = [one for one in connections if one.lingers or (one.idle and not one.transport.is_closing())]
+        min(idle, key=lambda one: (not one.lingers, one.idle_since_s)).transport.abort()
 
     def _count(self, size: int) -> None:
         self._header_bytes += size
@@ -236,6 +272,25 @@ class ClientConnection(HttpToolsProtocol):
         if self._reader_timer is not None:
             self._reader_timer.cancel()
             self._reader_timer = None
+
+
+class _ClosedInSteps:
+    """The transport as uvicorn is given it."""
+
+    def __init__(self, transport: asyncio.Transport, connection: ClientConnection) -> None:
+        self._transport, self._connection = transport, connection
+        self.write = transport.write
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def close(self) -> None:
+        """Close as soon as the client has."""
+        self._connection.linger()
+
+    def is_closing(self) -> bool:
+        """Whether nothing more will be sent."""
+        return self._connection.lingers or self._transport.is_closing()
 
 
 class _BodyOf:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from garrison_agent.api import app
+from garrison_agent.api import app, connection
+from garrison_agent.api.asgi import MAX_BODY_BYTES
 from garrison_agent.cli.client import AgentClient
-from tests.fakes.api_site import DEADLINE_S, LAST, LIST, Site, chat_request, parse_answer, read_to_end
+from tests.fakes.api_site import DEADLINE_S, LAST, LIST, Site, chat_request, parse_answer, read_answer, read_to_end
 from tests.fakes.local_owner import LocalOwner, make_route
 from tests.fakes.worker_server import StandInWorker
 from tests.integration.api.conftest import Open
@@ -28,6 +30,13 @@ def site(open_site: Open, worker: StandInWorker) -> Site:
 def many(site: Site, count: int) -> Iterator[list[socket.socket]]:
     with ExitStack() as stack:
         yield [stack.enter_context(site.raw()) for _ in range(count)]
+
+
+def keep_sending(client: socket.socket) -> None:
+    ends_s = time.monotonic() + DEADLINE_S
+    while time.monotonic() < ends_s:
+        client.sendall(b"x")
+        time.sleep(0.01)
 
 
 def test_500_connections_at_once_are_all_answered(site: Site) -> None:
@@ -105,6 +114,49 @@ def test_who_offers_http2_is_answered_in_http1(site: Site, pieces: int, chunked:
     assert b'"hello"' in answer
     assert answer.count(b"[DONE]") == 1
     assert b"again" not in answer
+
+
+def test_an_answer_reaches_a_client_that_is_still_sending(site: Site) -> None:
+    """It comes before the body has; closed at once, the connection would be reset, and the answer lost with it."""
+    size = MAX_BODY_BYTES + 1
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {size}"
+    with site.raw() as client:
+        client.sendall(head.encode() + b"\r\n\r\n")
+        assert client.recv(1, socket.MSG_PEEK)
+        client.sendall(bytes(size))
+        status, headers, answer = parse_answer(read_to_end(client))
+    assert (status, headers["connection"]) == (413, "close")
+    assert json.loads(answer)["error"]["code"] == "request_too_large"
+
+
+def test_what_has_too_many_headers_is_told_so_while_it_sends_more(site: Site) -> None:
+    with site.raw() as client:
+        client.sendall(b"GET /v1/models HTTP/1.1\r\n" + b"x-long: a\r\n" * 100_000)
+        status, _, answer = parse_answer(read_to_end(client))
+    assert (status, json.loads(answer)["error"]["code"]) == (431, "headers_too_large")
+
+
+def test_a_client_that_never_closes_is_left_after_a_while(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "LINGER_S", 0.2)
+    with site.raw() as client:
+        client.sendall(LAST)
+        assert parse_answer(read_to_end(client))[0] == 200
+        with pytest.raises(ConnectionError):
+            keep_sending(client)
+
+
+def test_those_that_linger_make_room_first(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "MAX_CONNECTIONS", 2)
+    with site.raw() as waits, site.raw() as lingers:
+        waits.sendall(LIST)
+        read_answer(waits)
+        lingers.sendall(LAST)
+        read_to_end(lingers)
+        with site.raw() as third:
+            third.sendall(LAST)
+            assert parse_answer(read_to_end(third))[0] == 200
+            waits.sendall(LIST)
+            assert read_answer(waits).startswith(b"HTTP/1.1 200")
 
 
 @pytest.mark.parametrize("body", [b"\xff" * 100, b'{"model": "\xc3("}', b'{"a":' * 50_000, b"[" * 10_000, b"\0"])
