@@ -151,6 +151,10 @@ class FakeWorker:
         self.alive = False
         self.peak: int | None = None
         """MiB; None: nobody measured it."""
+        self.lingers = False
+        """It does not end when it is asked to."""
+        self.grace_s: float | None = None
+        """What it was given to end in; None: nobody asked it to."""
         self._loaded = False
         self._on_event = on_event
         self._models = models
@@ -180,7 +184,9 @@ class FakeWorker:
             self._on_event(Exited(returncode))
 
     def stop(self, grace_s: float = 5.0) -> None:
-        self.die(0)
+        self.grace_s = grace_s
+        if not self.lingers:
+            self.die(0)
 
     def kill(self) -> None:
         self.die(-9)

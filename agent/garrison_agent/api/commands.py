@@ -415,7 +415,10 @@ class ListLoaded:
 
 @dataclass(frozen=True)
 class UnloadModel:
-    """Answered with an ``UnloadResult`` once the worker has ended. Errors: ``model.unknown``, ``model.busy``."""
+    """Answered with an ``UnloadResult`` once the worker has finished its answers and ended.
+
+    Errors: ``model.unknown``, ``model.busy``.
+    """
 
     name: str
 

@@ -185,7 +185,8 @@ def load_and_wait(client: AgentClient, name: str, keep_alive_s: float | None = N
 
 def unload_model(arguments: argparse.Namespace) -> int:
     """End a model's worker, so that its memory is free; the next request loads it again."""
-    result: UnloadResult = _client(arguments).post("models", arguments.name, "unload")
+    with Spinner(f"unloading {arguments.name} once it has finished its answers"):
+        result: UnloadResult = _client(arguments).post("models", arguments.name, "unload")
     return _print_outcome(arguments, result)
 
 

@@ -292,7 +292,7 @@ def _lease(draft: Draft, event: LeaseEnded | LeaseRenewed) -> None:
             draft.slot = replace(slot, lapse=Lapse(package, stops, fresh_at_s))
             draft.note("lease.ended", package, stops=stops, fresh_at=int(fresh_at_s))
             if stops:
-                service.stop(draft, "lease")
+                service.stop(draft, "lease", drain=False)
                 if slot.state is State.ROLLING_BACK and draft.slot.phase is Phase.OFF:
                     draft.run(Proceed(slot.step))  # there is nothing to wait for any more
         case LeaseRenewed(package):
@@ -349,7 +349,7 @@ def _begin(draft: Draft, entry: DesiredAlias) -> None:
     serving = slot.serving
     if slot.state is State.DOWN and serving is not None and serving.package == entry.package:
         # It cannot serve as it is, so it comes in anew: checked on disk, evaluated, soaked.
-        draft.run(CancelJobs(), StopWorker(serving.package))
+        draft.run(CancelJobs(), StopWorker(serving.package, drain=False))
         draft.turn(Phase.OFF)
         serving = None
     draft.slot = replace(
@@ -487,7 +487,7 @@ def _roll_back(draft: Draft, code: str, message: str) -> None:
         draft.slot = replace(draft.slot, serving=slot.previous, previous=None, failures=0, failure=None)
     draft.slot = replace(draft.slot, attempt=slot.attempt + 1, error_code=code, error_message=message)
     draft.enter(State.ROLLING_BACK)
-    draft.run(CancelJobs(), StopWorker(slot.package))
+    draft.run(CancelJobs(), StopWorker(slot.package, drain=False))
     _restore(draft)
 
 

@@ -56,13 +56,13 @@ def start(draft: Draft) -> None:
     draft.run(StartWorker(serving.package, serving.variant), SetRestart(draft.slot.turn, LOAD_TIMEOUT_S))
 
 
-def stop(draft: Draft, reason: str) -> None:
+def stop(draft: Draft, reason: str, *, drain: bool = True) -> None:
     """Take the serving package out of memory. A repair goes on: it is about files, not memory."""
     serving = draft.slot.serving
     if serving is None or draft.slot.phase in (Phase.OFF, Phase.REPAIRING):
         return
     draft.turn(Phase.OFF)
-    draft.run(StopWorker(serving.package))
+    draft.run(StopWorker(serving.package, drain))
     draft.note("model.unloaded", serving.package, reason=reason)
 
 
@@ -101,7 +101,7 @@ def handle(draft: Draft, event: ServiceEvent, now: Now) -> None:
             draft.note("model.crashed", package, returncode=returncode, code=code, detail=event.detail)
             _back_off(draft, now)
         case Phase.STARTING, RestartDue() if serving is not None:
-            draft.run(StopWorker(serving.package))
+            draft.run(StopWorker(serving.package, drain=False))
             draft.slot = replace(slot, failure=Failure(LOAD_TIMEOUT, f"it was not ready after {LOAD_TIMEOUT_S:.0f} s"))
             draft.note("model.load_failed", serving.package, code=LOAD_TIMEOUT)
             _back_off(draft, now)
@@ -126,7 +126,7 @@ def handle(draft: Draft, event: ServiceEvent, now: Now) -> None:
 
 def _failed(draft: Draft, package: PackageRef, why: Failure, now: Now) -> None:
     failures = draft.slot.failures
-    draft.run(StopWorker(package))
+    draft.run(StopWorker(package, drain=False))
     draft.slot = replace(draft.slot, failure=why)
     if why.code in DAMAGED:
         draft.note("model.corrupt", package, code=why.code, detail=why.message)

@@ -424,6 +424,8 @@ class StopWorker:
     """End the package's worker, if any; nothing it says is heard from now on."""
 
     package: PackageRef
+    drain: bool = True
+    """Answers that it is in the middle of may come to their end first."""
 
 
 @dataclass(frozen=True, slots=True)

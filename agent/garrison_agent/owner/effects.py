@@ -84,8 +84,8 @@ class Effects:
                 self._try(alias, effect.attempt, lambda: self._evaluate(alias, effect))
             case core.StartWorker(package, variant):
                 self._start(slot, package, variant)
-            case core.StopWorker(package):
-                self._workers.stop(alias, package)
+            case core.StopWorker(package, drain):
+                self._workers.stop(alias, package, drain=drain)
             case core.CancelJobs():
                 self._residency.release(alias)
                 self._jobs.cancel(alias, Kind.DEPLOY)

@@ -19,6 +19,8 @@ from garrison_protocol.manifest import PackageRef
 
 SlotWord = WorkerReady | WorkerFailed | WorkerExited
 STOP_GRACE_S = 5.0
+DRAIN_S = 60.0
+"""For the answers that a worker is in the middle of; new requests go to the next worker meanwhile."""
 MAX_KV_BYTES_PER_TOKEN = 1 << 30
 
 
@@ -77,6 +79,7 @@ class _Running:
     kv_bytes_per_token: int = 0
     requests: int = 0
     stopping: bool = False
+    draining: bool = False
 
 
 @dataclass(frozen=True)
@@ -124,8 +127,8 @@ class Workers:
     def start(self, alias: str, package: PackageRef, variant: str) -> None:
         """Start a worker, unless one is there.
 
-        It waits for workers that are on their way out: of the same alias in any case, of others where both together
-        would take more than the budget.
+        It waits for workers that are on their way out: of the same alias unless they end their answers first, of any
+        where both together would take more than the budget.
         """
         if self._find(alias, package) is not None:
             return
@@ -141,8 +144,11 @@ class Workers:
         if not self._must_wait(running):
             self._launch(running)
 
-    def stop(self, alias: str, package: PackageRef) -> None:
-        """Let the package's worker end; its slot hears no more of it."""
+    def stop(self, alias: str, package: PackageRef, *, drain: bool) -> None:
+        """Let the package's worker end; its slot hears no more of it.
+
+        With ``drain`` it has ``DRAIN_S`` for the answers that it is in the middle of, else ``STOP_GRACE_S``.
+        """
         running = self._find(alias, package)
         if running is None:
             return
@@ -153,7 +159,8 @@ class Workers:
             del self._running[running.generation]
             self._launch_waiting()
         else:
-            running.process.stop(STOP_GRACE_S)
+            running.draining = drain and self._traffic.look(running.socket).active > 0
+            running.process.stop(DRAIN_S if running.draining else STOP_GRACE_S)
 
     def said(self, said: WorkerSaid) -> tuple[str, SlotWord] | None:
         """Take in what a worker said; return its alias and the slot's event, if it is one for the slot."""
@@ -271,7 +278,7 @@ class Workers:
 
     def _must_wait(self, running: _Running) -> bool:
         leaving = [one for one in self._running.values() if self._is_leaving(one)]
-        if any(one.alias == running.alias for one in leaving):
+        if any(one.alias == running.alias and not one.draining for one in leaving):
             return True
         launched = [one for one in self._running.values() if one.process is not None]
         return bool(leaving) and running.memory_mb + sum(one.memory_mb for one in launched) > self._budget_mb

@@ -93,7 +93,7 @@ def test_an_operator_who_unloaded_it_keeps_it_unloaded() -> None:
 def test_a_rollback_ends_although_the_old_model_may_not_serve() -> None:
     slot = slot_in(State.ROLLING_BACK)
     step = advance(slot, LeaseEnded(OLD, stops=True, fresh_at_s=FRESH_AT_S), NOW)
-    assert StopWorker(OLD) in step.effects
+    assert StopWorker(OLD, drain=False) in step.effects
     after = advance(step.slot, Proceeded(step.slot.step), NOW).slot
     assert (after.state, after.phase) == (State.ROLLED_BACK, Phase.OFF)
 

@@ -234,6 +234,17 @@ def test_the_alias_switches_on_entering_soaking() -> None:
     assert core.StopWorker(OLD) in step.effects
 
 
+def test_a_model_that_is_rolled_back_has_no_time_for_its_answers() -> None:
+    slot = slot_in(State.SOAKING)
+    step = slot
+    for _ in range(10):
+        result = advance(step, core.WorkerExited(NEW, 1, "worker.crashed", "again"), NOW)
+        if result.slot.state is State.ROLLING_BACK:
+            break
+        step = advance(result.slot, core.RestartDue(result.slot.turn), NOW).slot
+    assert core.StopWorker(NEW, drain=False) in result.effects
+
+
 def test_without_a_model_before_it_a_rollback_leaves_the_alias_empty() -> None:
     slot = slot_in(State.EVALUATING, old=False)
     step = advance(slot, core.Evaluated(slot.attempt, SUMMARY, "gate.accuracy", "worse"), NOW)

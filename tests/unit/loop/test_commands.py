@@ -20,6 +20,7 @@ from garrison_agent.api.commands import (
 from garrison_agent.core.slot import Phase
 from garrison_agent.events import Tick
 from garrison_agent.owner.commands import MAX_WAITERS
+from garrison_agent.owner.workers import DRAIN_S, STOP_GRACE_S
 from garrison_agent.runtimes.status import RequestDone, RequestRecord
 from garrison_protocol.errors import ConflictError, InsufficientError, NotFoundError, UnavailableError
 from garrison_protocol.states import DeploymentState as State
@@ -42,7 +43,7 @@ def test_an_unload_has_happened_also_where_the_next_request_loads_the_model_agai
     rig.connect()
     rig.deploy(package("1.0"), "r1")
     leaving = rig.models.worker("chat:1.0")
-    leaving.stop = lambda grace_s=5.0: None  # type: ignore[method-assign]
+    leaving.lingers = True
     unload = rig.ask(UnloadModel("chat"))
     load = rig.ask(LoadModel("chat"))
     rig.settle()
@@ -52,6 +53,35 @@ def test_an_unload_has_happened_also_where_the_next_request_loads_the_model_agai
     assert unload.result(0) == {"id": "chat:1.0", "alias": "chat", "outcome": "unloaded"}
     assert load.result(0)["outcome"] == "loaded"  # type: ignore[index]
     assert rig.models.running == ["chat:1.0"]
+
+
+def test_an_unload_lets_answers_end_and_the_next_request_does_not_wait_for_them(rig: Rig) -> None:
+    rig.connect()
+    rig.deploy(package("1.0"), "r1")
+    old = rig.models.worker("chat:1.0")
+    old.lingers = True
+    assert rig.parts.traffic.enter(old.spec.socket)
+    unload = rig.ask(UnloadModel("chat"))
+    assert old.grace_s == DRAIN_S
+    assert rig.ask(ListLoaded()).result(0) == []
+    assert rig.ask(LoadModel("chat")).result(0)["outcome"] == "loaded"  # type: ignore[index]
+    assert rig.models.running == ["chat:1.0", "chat:1.0"]
+    assert not unload.done()
+    rig.parts.traffic.leave(old.spec.socket)
+    old.die(0)
+    rig.settle()
+    assert unload.result(0) == {"id": "chat:1.0", "alias": "chat", "outcome": "unloaded"}
+    assert rig.models.running == ["chat:1.0"]
+
+
+def test_a_model_without_answers_has_no_time_to_end_them(rig: Rig) -> None:
+    rig.connect()
+    rig.deploy(package("1.0"), "r1")
+    worker = rig.models.worker("chat:1.0")
+    assert rig.parts.traffic.enter(worker.spec.socket)
+    rig.parts.traffic.leave(worker.spec.socket)
+    rig.ask(UnloadModel("chat")).result(0)
+    assert worker.grace_s == STOP_GRACE_S
 
 
 def test_unloaded_stays_unloaded_over_a_restart(rig: Rig) -> None:

@@ -114,13 +114,30 @@ def test_both_are_never_in_memory_at_once(folder: Path) -> None:
     board.rig.ask(UnloadModel("a")).result(0)
     board.serve("b", 600)
     lingering = board.worker("b")
-    lingering.stop = lambda grace_s=5.0: None  # type: ignore[method-assign]
+    lingering.lingers = True
     answer = board.rig.ask(LoadModel("a"))
     assert not answer.done()
     assert board.running == ["b"]
     lingering.die(0)
     board.rig.settle()
     assert answer.done()
+    assert board.running == ["a"]
+
+
+def test_who_comes_after_one_that_ends_its_answers_waits_where_both_do_not_fit(folder: Path) -> None:
+    board = Board(folder)
+    board.serve("a", 600)
+    ending = board.worker("a")
+    ending.lingers = True
+    socket = board.begin("a")
+    unload = board.rig.ask(UnloadModel("a"))
+    load = board.rig.ask(LoadModel("a"))
+    assert board.running == ["a"]
+    board.end(socket)
+    ending.die(0)
+    board.rig.settle()
+    assert unload.done()
+    assert load.result(0) == {"id": "a:1.0", "alias": "a", "outcome": "loaded"}
     assert board.running == ["a"]
 
 
