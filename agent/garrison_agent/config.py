@@ -130,6 +130,7 @@ class UpstreamConfig(_Section):
     api_key_file: Path | None = None
     ca_file: Path | None = None
     timeout_s: float = Field(default=300, ge=1, le=86_400)
+    stream_usage: bool = True
 
     @model_validator(mode="after")
     def _check_url(self) -> UpstreamConfig:

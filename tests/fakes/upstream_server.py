@@ -70,11 +70,17 @@ def echo(call: Call) -> None:
         call.begin_events()
         for word in text.split():
             call.event(word)
+        if (request.get("stream_options") or {}).get("include_usage"):
+            usage = {"prompt_tokens": 7, "completion_tokens": len(text.split()), "total_tokens": 7 + len(text.split())}
+            last = {"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": "theirs", "choices": []}
+            call.chunk(b"data: " + json.dumps({**last, "usage": usage}).encode() + b"\n\n")
         call.chunk(b"data: [DONE]\n\n")
         call.send(b"0\r\n\r\n")
         return
     choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
-    call.answer({"id": "c1", "object": "chat.completion", "created": 1, "model": "theirs", "choices": [choice]})
+    usage = {"prompt_tokens": 7, "completion_tokens": len(text.split()), "total_tokens": 7 + len(text.split())}
+    head = {"id": "c1", "object": "chat.completion", "created": 1, "model": "theirs"}
+    call.answer({**head, "choices": [choice], "usage": usage})
 
 
 @dataclass

@@ -30,7 +30,9 @@ from garrison_agent.api.applications import parse_new_app
 from garrison_agent.api.asgi import parse_object
 from garrison_agent.api.connection import MAX_HEADER_BYTES, ClientConnection
 from garrison_agent.api.ollama import parse_keep_alive
+from garrison_agent.api.relay import whole_events
 from garrison_agent.api.routes import RouteTable
+from garrison_agent.api.upstream_answer import AnswerReader
 from garrison_agent.cli.conversation import Conversation, parse_conversation
 from garrison_agent.core.applications import ApplicationTable
 from garrison_agent.core.health import row, summarize
@@ -52,7 +54,7 @@ from garrison_agent.runtimes.openai.responses_requests import ResponseRequest
 from garrison_agent.runtimes.openai.tool_calls import CallParser, CallPiece
 from garrison_agent.runtimes.openai.tool_calls_grammar import Constraint
 from garrison_agent.runtimes.openai.tool_calls_prompt import with_tools_in_words
-from garrison_agent.runtimes.status import RequestDone, decode_event
+from garrison_agent.runtimes.status import RequestDone, decode_event, encode_event
 from garrison_agent.runtimes.tensors.oip import parse_infer
 from garrison_agent.runtimes.tensors.tensor import TensorSpec
 from garrison_controller.devices.ca import csr_public_key
@@ -560,6 +562,25 @@ def read_worker(data: bytes) -> None:
             _promise(watch(Watch(0.0), health, 1.0).step_timeout_s <= MAX_STEP_S, "a step that never ends")
 
 
+def read_upstream(data: bytes) -> None:
+    """Any bytes as an upstream's answer, in pieces; the first byte says of what size, and whether it is a stream."""
+    choice, body = (data[0], data[1:]) if data else (0, b"")
+    events, size = bool(choice % 2), choice // 2 + 1
+    for hide_usage in (False, True):
+        with only_coded():
+            reader = AnswerReader("/v1/chat/completions", "camera", hide_usage=hide_usage)
+            passed, held = b"", b""
+            for at in range(0, len(body), size):
+                held += body[at : at + size]
+                whole, held = whole_events(held) if events else (held, b"")
+                passed += reader.read(whole, events)
+            passed += reader.read(held, events)
+            record = reader.to_record()
+            _promise(decode_event(encode_event(RequestDone(record))) == RequestDone(record), "a record out of bounds")
+            canonical_json([row("big", "big:upstream", record), summarize([record])])
+        _promise(passed == body or (hide_usage and events), "an answer was changed")
+
+
 def read_application(data: bytes) -> None:
     """Any bytes as the description of an application that shall get a key."""
     with only_coded():
@@ -838,6 +859,7 @@ ENTRIES: Mapping[str, Entry] = {
     "infer": read_infer,
     "binary infer": read_binary_infer,
     "worker": read_worker,
+    "upstream": read_upstream,
     "application": read_application,
     "http": read_http,
     "openai": read_openai,

@@ -217,6 +217,12 @@ def seeds() -> Mapping[str, tuple[bytes, ...]]:
             *(binary_infer(pair) for pair in zip(INPUTS, BINARY, strict=True)),
         ),
         "worker": tuple(encode_event(event) for event in WORKER_EVENTS),
+        "upstream": (
+            b'\x09data: {"choices": [{"delta": {"content": "a"}}]}\r\n\r\ndata: [DONE]\r\n\r\n',
+            b'\xffdata: {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 2}}\n\n',
+            b'\x31data: {"type": "response.completed", "response": {"usage": {"input_tokens": 3}}}\n\n',
+            b'\x08{"choices": [{"text": "a"}], "usage": {"prompt_tokens": 3, "completion_tokens": 2}}',
+        ),
         "application": (
             b'{"name": "camera", "models": ["smollm2"], "requests_per_min": 60, "concurrent": 2}',
             b'{"name": "console", "tokens_per_min": 1000, "admin": true}',

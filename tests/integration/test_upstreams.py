@@ -16,13 +16,17 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx2
 import pytest
 from openai import APIError, APIStatusError, BadRequestError, OpenAI
 
+from garrison_agent.api.commands import RecordRequest
 from garrison_agent.api.server import LocalApi
 from garrison_agent.api.upstreams import Upstreams
 from garrison_agent.config import UpstreamConfig
 from garrison_agent.core.applications import Application, ApplicationTable
+from garrison_agent.core.health import CLIENT_GONE
+from garrison_agent.runtimes.status import RequestRecord
 from tests.fakes.local_owner import LocalOwner, make_route
 from tests.fakes.pki import Authority
 from tests.fakes.upstream_server import Call, UpstreamStandIn
@@ -251,6 +255,137 @@ def test_applications_use_it_only_if_it_is_one_of_their_models(start: Start, ups
     assert len(upstream.calls) == 2
 
 
+# --- what is recorded ------------------------------------------------------------------------------------------------
+
+
+def record_of(owner: LocalOwner) -> RequestRecord:
+    """Return what the owner hears of the only request."""
+
+    def told() -> list[RecordRequest]:
+        return [command for command in owner.commands if isinstance(command, RecordRequest)]
+
+    eventually(lambda: len(told()) == 1, "the request is recorded")
+    (done,) = told()
+    assert (done.alias, done.model) == ("big", "big:upstream")
+    return done.record
+
+
+def test_an_answer_is_recorded_with_the_tokens_that_it_tells(start: Start, upstream: UpstreamStandIn) -> None:
+    owner = LocalOwner()
+    ask(start(config(upstream), owner=owner), "one two three")
+    record = record_of(owner)
+    assert (record.kind, record.ok, record.status, record.app) == ("chat", True, 200, "local")
+    assert (record.prompt_tokens, record.completion_tokens) == (7, 3)
+    assert record.ttft_ms is None
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_a_stream_is_asked_for_its_tokens_and_the_client_sees_them_if_it_asked(
+    start: Start, upstream: UpstreamStandIn, wanted: bool
+) -> None:
+    owner = LocalOwner()
+    options: Any = {"stream_options": {"include_usage": True}} if wanted else {}
+    parts = list(ask(start(config(upstream), owner=owner), "one two three", stream=True, **options))
+    assert [part.usage is not None for part in parts] == [False] * 3 + [True] * wanted
+    record = record_of(owner)
+    assert (record.ok, record.prompt_tokens, record.completion_tokens) == (True, 7, 3)
+    assert record.ttft_ms is not None
+
+
+def test_where_a_server_may_not_be_asked_the_pieces_are_counted(start: Start, upstream: UpstreamStandIn) -> None:
+    owner = LocalOwner()
+    list(ask(start(config(upstream, stream_usage=False), owner=owner), "one two three four", stream=True))
+    assert "stream_options" not in upstream.last
+    record = record_of(owner)
+    assert (record.ok, record.prompt_tokens, record.completion_tokens) == (True, 0, 4)
+
+
+def test_responses_and_embeddings_are_counted_in_their_own_words(start: Start, upstream: UpstreamStandIn) -> None:
+    def respond(call: Call) -> None:
+        call.begin_events()
+        for value in (
+            {"type": "response.output_text.delta", "delta": "a"},
+            {"type": "response.completed", "response": {"usage": {"input_tokens": 4, "output_tokens": 2}}},
+        ):
+            call.chunk(b"data: " + json.dumps(value).encode() + b"\r\n\r\n")
+        call.send(b"0\r\n\r\n")
+
+    upstream.act, owner = respond, LocalOwner()
+    api = start(config(upstream), owner=owner)
+    address = urlsplit(api.endpoints[0])
+    connection = http.client.HTTPConnection(str(address.hostname), address.port, timeout=DEADLINE_S)
+    connection.request("POST", "/v1/responses", json.dumps({"model": "big", "input": "a", "stream": True}).encode())
+    assert connection.getresponse().read().count(b"data: ") == 2
+    connection.close()
+    assert "stream_options" not in upstream.last
+    record = record_of(owner)
+    assert (record.kind, record.prompt_tokens, record.completion_tokens) == ("chat", 4, 2)
+    owner.commands.clear()
+    upstream.act = lambda call: call.answer({"data": [{"embedding": [0.5] * 50_000}], "usage": {"prompt_tokens": 9}})
+    assert call(api, "POST", "/v1/embeddings", {"model": "big", "input": "a"})[0] == 200
+    record = record_of(owner)
+    assert (record.kind, record.prompt_tokens, record.completion_tokens) == ("embedding", 9, 0)
+
+
+def refuse(call: Call) -> None:
+    call.answer({"error": {"message": "too long"}}, 400)
+
+
+def half_an_answer(call: Call) -> None:
+    call.send(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n")
+
+
+def end_early(call: Call) -> None:
+    call.begin_events()
+    call.event("half")
+
+
+@pytest.mark.parametrize(
+    ("act", "status", "code"),
+    [
+        (refuse, 400, "upstream.refused"),
+        (lambda call: call.answer({}, 500), 502, "upstream.failed"),
+        (end_early, 502, "upstream.broke_off"),
+        (half_an_answer, 502, "upstream.broke_off"),
+    ],
+)
+def test_what_is_not_answered_is_recorded_with_why(
+    start: Start, upstream: UpstreamStandIn, act: Callable[[Call], None], status: int, code: str
+) -> None:
+    upstream.act, owner = act, LocalOwner()
+    with pytest.raises((APIError, httpx2.RemoteProtocolError)):
+        list(ask(start(config(upstream), owner=owner), stream=True))
+    record = record_of(owner)
+    assert (record.ok, record.status, record.error_code) == (False, status, code)
+
+
+def test_a_client_that_leaves_is_recorded_as_gone(start: Start, upstream: UpstreamStandIn) -> None:
+    def go_on(call: Call) -> None:
+        call.begin_events()
+        call.event("one")
+        call.wait_for_end()
+
+    upstream.act, owner = go_on, LocalOwner()
+    stream = ask(start(config(upstream), owner=owner), stream=True)
+    next(iter(stream))
+    stream.close()
+    record = record_of(owner)
+    assert (record.ok, record.status, record.error_code) == (False, 499, CLIENT_GONE)
+    assert record.completion_tokens == 1
+
+
+def test_events_come_at_once_whatever_ends_their_lines(start: Start, upstream: UpstreamStandIn) -> None:
+    def crlf(call: Call) -> None:
+        call.begin_events()
+        call.chunk(b'data: {"choices": [{"index": 0, "delta": {"content": "one"}}]}\r\n\r\n')
+        call.wait_for_end()
+
+    upstream.act = crlf
+    stream = ask(start(config(upstream)), stream=True)
+    assert next(iter(stream)).choices[0].delta.content == "one"
+    stream.close()
+
+
 # --- what goes wrong -------------------------------------------------------------------------------------------------
 
 
@@ -261,10 +396,6 @@ def endless_headers(call: Call) -> None:
             call.send(b"x: " + b"y" * 1000 + b"\r\n")
     except OSError:
         call.server.client_gone.set()
-
-
-def half_an_answer(call: Call) -> None:
-    call.send(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n")
 
 
 FAULTS: dict[str, tuple[Callable[[Call], None], str]] = {

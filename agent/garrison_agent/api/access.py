@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from garrison_agent.api.admission import Admission
 from garrison_agent.api.asgi import Caller, ClientGoneError, ErrorBody, Request
-from garrison_agent.api.commands import Command, LoadModel, Post, unknown_model
+from garrison_agent.api.commands import Command, LoadModel, Post, RecordRequest, unknown_model
 from garrison_agent.api.errors import BadRequestError, WorkerDiedError, deadline_exceeded
 from garrison_agent.api.relay import Upstream, connect, forward
 from garrison_agent.api.routes import Route, RouteTable
@@ -133,7 +133,7 @@ class ModelAccess:
     async def forward_upstream(self, request: Request, server: UpstreamServer, body: bytes) -> None:
         """Pass a request on to an upstream, as far as the caller's limits allow; raises as ``UpstreamServer``."""
         self._admission.enter(request)
-        await server.forward(request, body)
+        await server.forward(request, body, lambda done: self.tell(RecordRequest(server.alias, server.id, done)))
 
     async def open(self, request: Request, name: str) -> tuple[Route, Upstream]:
         """Return the route called ``name`` and a connection to its worker, loading the model first if need be.

@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Literal, NotRequired, TypeAlias, TypedDict
 
+from garrison_agent.runtimes.status import RequestRecord
 from garrison_protocol.errors import NotFoundError
 from garrison_protocol.manifest import Manifest, Variant
 
@@ -424,6 +425,15 @@ class UnloadModel:
 
 
 @dataclass(frozen=True)
+class RecordRequest:
+    """Answered with None: a request was answered, or not, by an upstream, which tells the owner nothing by itself."""
+
+    alias: str
+    model: str
+    record: RequestRecord
+
+
+@dataclass(frozen=True)
 class ListCache:
     """Answered with a ``CacheView``."""
 
@@ -497,6 +507,7 @@ Command: TypeAlias = (
     | LoadModel
     | SetKeepAlive
     | UnloadModel
+    | RecordRequest
     | ListCache
     | CheckCache
     | RemoveFromCache

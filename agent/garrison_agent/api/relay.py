@@ -101,6 +101,8 @@ class _Answer:
     def headers_for(self, status: int) -> list[tuple[bytes, bytes]]:
         """Return what of the headers is passed on; who is turned away for now hears when to come back."""
         passed = [header for header in self.headers if header[0] in _PASSED_HEADERS]
+        if self.separator:  # it may become shorter, or end with an error
+            passed = [header for header in passed if header[0] != b"content-length"]
         if status == 503 and not any(name == b"retry-after" for name, _ in passed):
             passed.append((b"retry-after", str(RETRY_AFTER_S).encode()))
         return passed
@@ -121,9 +123,16 @@ async def forward(request: Request, upstream: Upstream, target: str, body: bytes
 
 
 async def exchange(
-    request: Request, upstream: Upstream, ask: Callable[[], Awaitable[None]], error_body: ErrorBody
+    request: Request,
+    upstream: Upstream,
+    ask: Callable[[], Awaitable[None]],
+    error_body: ErrorBody,
+    read: Callable[[bytes, bool], bytes] | None = None,
 ) -> None:
-    """Let ``ask`` send what is to be asked over ``upstream``, then pass the answer on; as ``forward`` does."""
+    """Let ``ask`` send what is to be asked over ``upstream``, then pass the answer on; as ``forward`` does.
+
+    ``read`` is given each part of the body, and whether it is one of whole events; the client gets what it returns.
+    """
     gone = request.gone()
     gone.add_done_callback(lambda _: upstream.abort())
     answer = _Answer()
@@ -131,7 +140,7 @@ async def exchange(
     try:
         async with asyncio.timeout_at(end_s):
             await ask()
-            last = await _pass_through(request, upstream.reader, answer)
+            last = await _pass_through(request, upstream.reader, answer, read)
             upstream.abort()  # before the client has it all, and asks who is in use
             await request.end(last)
     except TimeoutError as error:
@@ -181,7 +190,9 @@ async def _send(request: Request, upstream: Upstream, target: str, body: bytes) 
         raise died from error
 
 
-async def _pass_through(request: Request, reader: Reader, answer: _Answer) -> bytes:
+async def _pass_through(
+    request: Request, reader: Reader, answer: _Answer, read: Callable[[bytes, bool], bytes] | None
+) -> bytes:
     """Send what comes until the answer is complete; return the bytes that end it."""
     parser = httptools.HttpResponseParser(answer)
     tail = b""
@@ -198,6 +209,8 @@ async def _pass_through(request: Request, reader: Reader, answer: _Answer) -> by
             data, tail = whole_events(tail + data, answer.separator)
         else:
             data, tail = tail + data, b""
+        if read is not None:
+            data = read(data, bool(answer.separator))
         if not request.started and (data or answer.complete or answer.separator):
             await request.start(parser.get_status_code(), answer.headers_for(parser.get_status_code()))
         if data and not answer.complete:
@@ -219,12 +232,17 @@ async def _read(reader: Reader) -> bytes:
 
 
 def whole_events(data: bytes, separator: bytes = b"\n\n") -> tuple[bytes, bytes]:
-    """Split ``data`` behind the ``separator`` that ends its last complete event."""
-    last = data.rfind(separator)
-    if last < 0:
+    """Split ``data`` behind the ``separator`` that ends its last complete event; lines may end with CRLF as well."""
+    end = max(_behind(data, separator), _behind(data, separator.replace(b"\n", b"\r\n")))
+    if not end:
         return (b"", data) if len(data) <= _MAX_EVENT_BYTES else (data, b"")
-    end = last + len(separator)
     return data[:end], data[end:]
+
+
+def _behind(data: bytes, separator: bytes) -> int:
+    """Return the place behind the last ``separator``; 0 if there is none."""
+    last = data.rfind(separator)
+    return 0 if last < 0 else last + len(separator)
 
 
 def _died(when: str) -> WorkerDiedError:

@@ -18,11 +18,13 @@ from urllib.parse import urlsplit
 
 import httptools
 
-from garrison_agent.api.asgi import Request, parse_object
+from garrison_agent.api.asgi import ClientGoneError, Request, parse_object
 from garrison_agent.api.commands import ModelView, UpstreamView
 from garrison_agent.api.errors import WorkerDiedError, openai_body
 from garrison_agent.api.relay import Reader, Upstream, exchange
+from garrison_agent.api.upstream_answer import AnswerReader
 from garrison_agent.config import UpstreamConfig
+from garrison_agent.runtimes.status import RequestRecord
 from garrison_protocol.errors import GarrisonError
 
 CONNECT_S = 10.0
@@ -38,6 +40,7 @@ _MAX_MESSAGE = 2000
 _MAX_KEY_BYTES = 4096
 _PASSED_STATUS = frozenset({429, 503, 504})
 """Of 5xx and the like, those that tell a client what to do; other failures of an upstream are 502 here."""
+_STREAM_OPTIONS = frozenset({"/v1/chat/completions", "/v1/completions"})
 _ERROR_TYPES = {404: "not_found_error", 429: "rate_limit_error"}
 
 
@@ -47,6 +50,10 @@ class UpstreamError(WorkerDiedError):
 
 class _AnsweredError(Exception):
     """The upstream's refusal has been passed to the client; there is nothing left to relay."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
 
 
 @dataclass
@@ -92,6 +99,7 @@ class UpstreamServer:
 
     def __init__(self, config: UpstreamConfig) -> None:
         self.alias = config.alias
+        self.id = model_id(config.alias)
         self.model = config.model
         self._config = config
         parts = urlsplit(config.url)
@@ -102,30 +110,61 @@ class UpstreamServer:
         self._base = parts.path.rstrip("/")
         self._seen: tuple[float, UpstreamView] | None = None
 
-    async def forward(self, request: Request, body: bytes) -> None:
+    async def forward(self, request: Request, body: bytes, record: Callable[[RequestRecord], None]) -> None:
         """Pass a request of the OpenAI surface on, under the upstream's own name of the model, and its answer back.
+
+        ``record`` is given what happened, once.
 
         Raises:
             UpstreamError: ``upstream.unreachable``, ``upstream.bad_answer``, ``upstream.broke_off``,
                 ``upstream.failed``, ``upstream.key_refused``, or ``upstream.key_unreadable``.
             GarrisonError: As ``relay.forward``.
         """
-        renamed = json.dumps({**parse_object(body), "model": self.model}).encode()
+        asked = {**parse_object(body), "model": self.model}
+        hide_usage = self._ask_for_usage(request.path, asked)
+        reader = AnswerReader(request.path, request.caller.app, hide_usage=hide_usage)
+        try:
+            failure = await self._exchange(request, json.dumps(asked).encode(), reader)
+        except _AnsweredError as refusal:
+            record(reader.to_refusal(refusal.status))
+        except ClientGoneError:
+            record(reader.to_record(left=True))
+            raise
+        except GarrisonError as error:
+            record(reader.to_record(error))
+            raise
+        else:
+            record(reader.to_record(failure))
+
+    async def _exchange(self, request: Request, body: bytes, reader: AnswerReader) -> GarrisonError | None:
+        """Ask, and pass the answer on; return what it broke off with after it had begun."""
         key = self._key()
         upstream = await self._connect()
-        ask = functools.partial(self._ask, request, upstream, key, renamed)
+        failure: GarrisonError | None = None
 
         def shape(error: GarrisonError) -> dict[str, object]:
-            return openai_body(self._broke_off() if error.code == "worker.died" else error)
+            nonlocal failure
+            failure = self._broke_off() if error.code == "worker.died" else error
+            return openai_body(failure)
 
+        ask = functools.partial(self._ask, request, upstream, key, body)
         try:
-            await exchange(request, upstream, ask, shape)
-        except _AnsweredError:
-            return
+            await exchange(request, upstream, ask, shape, reader.read)
         except UpstreamError:
             raise
         except WorkerDiedError as error:
             raise self._broke_off() from error
+        return failure
+
+    def _ask_for_usage(self, path: str, asked: dict[str, Any]) -> bool:
+        """Have a stream tell its tokens in the end, if it can; tell whether its client would be surprised by that."""
+        options = asked.get("stream_options")
+        if not self._config.stream_usage or not asked.get("stream") or path not in _STREAM_OPTIONS:
+            return False
+        if not isinstance(options, dict | None) or (options or {}).get("include_usage"):
+            return False
+        asked["stream_options"] = {**(options or {}), "include_usage": True}
+        return True
 
     async def view(self, *, shadowed: bool) -> UpstreamView:
         """Return what ``status`` shows. ``shadowed``: a signed model has its name. Asks the upstream now and then."""
@@ -315,8 +354,9 @@ class UpstreamServer:
             "param": _short_text(error.get("param")),
             "code": _short_text(error.get("code")) or "upstream.refused",
         }
-        await request.answer({"error": answer}, status if status >= 400 else 502, headers)
-        raise _AnsweredError
+        passed = status if status >= 400 else 502
+        await request.answer({"error": answer}, passed, headers)
+        raise _AnsweredError(passed)
 
     def _broke_off(self) -> UpstreamError:
         return UpstreamError(
@@ -354,10 +394,15 @@ class Upstreams:
         return await asyncio.gather(*(one.view(shadowed=shadowed(one.alias)) for one in self._servers.values()))
 
 
+def model_id(alias: str) -> str:
+    """Return what stands for name and version in lists and records; no package has such a version."""
+    return f"{alias}:upstream"
+
+
 def model_view(view: UpstreamView) -> ModelView:
     """Return an upstream as ``model list`` shows it among packages."""
     return ModelView(
-        id=f"{view['alias']}:upstream",
+        id=model_id(view["alias"]),
         name=view["alias"],
         version="upstream",
         alias=view["alias"],

@@ -21,6 +21,7 @@ from garrison_agent.api.commands import (
     ListModels,
     LoadModel,
     LoadResult,
+    RecordRequest,
     RemoveApp,
     RemoveFromCache,
     RemoveResult,
@@ -131,6 +132,10 @@ class Commands:
                     asked.answer.set_result(None)
                 case UnloadModel(name):
                     self._unload(name, asked.answer)
+                case RecordRequest(alias, model, record):
+                    self._applications.request_done(record)
+                    self._telemetry.request_done(alias, model, record)
+                    asked.answer.set_result(None)
                 case AddApp() as wanted:
                     asked.answer.set_result(self._applications.add(wanted))
                 case RemoveApp(name):

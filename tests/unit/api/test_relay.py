@@ -16,6 +16,7 @@ LONG = b"x" * 300_000
         (b"data: 1\n\ndata: 2\n", b"data: 1\n\n", b"data: 2\n"),
         (b"data: 1\n", b"", b"data: 1\n"),
         (b"\n\n", b"\n\n", b""),
+        (b"data: 1\r\n\r\ndata: 2\r\n\r", b"data: 1\r\n\r\n", b"data: 2\r\n\r"),
         (LONG, LONG, b""),  # too long to hold back
     ],
 )

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from garrison_agent.api.commands import (
+    AddApp,
     Doctor,
     GetStatus,
     GetVariants,
@@ -14,7 +15,9 @@ from garrison_agent.api.commands import (
     ListLoaded,
     ListModels,
     LoadModel,
+    RecordRequest,
     RemoveFromCache,
+    ShowApp,
     UnloadModel,
 )
 from garrison_agent.core.slot import Phase
@@ -225,6 +228,17 @@ def test_requests_of_a_second_are_one_audit_entry(rig: Rig) -> None:
     assert (sample["ttft_ms_p50"], sample["tps_milli"], sample["loaded"]) == (12, 40125, "chat")
     rig.owner.handle(Tick.SAMPLE)
     assert rig.headers("sample")[1]["requests"] == 0
+
+
+def test_requests_to_upstreams_are_recorded_and_charged_like_any_other(rig: Rig) -> None:
+    rig.ask(AddApp(name="camera", tokens_per_min=50)).result(0)
+    record = RequestRecord("chat", ok=True, prompt_tokens=40, completion_tokens=20, app="camera")
+    assert rig.ask(RecordRequest("big", "big:upstream", record)).result(0) is None
+    rig.forward(2)
+    (segment,) = rig.headers("inference.segment")
+    assert segment["count"] == 1
+    assert rig.ask(ShowApp("camera")).result(0)["tokens"] == 60  # type: ignore[index]
+    assert set(rig.parts.applications.table.tokens) == {"camera"}
 
 
 def test_requests_are_recorded_even_when_the_agent_stops_within_the_second(rig: Rig) -> None:
