@@ -9,9 +9,12 @@ ALONE_S = 1.0
 SHARED_ROWS = (16, 128)
 ALONE_ROWS = (128, 1 << 20)
 """Bounds: fewer rows read the weights too often for what they bring (16 rows cost a tenth more per row than 128)."""
-_FIRST_S = 0.002
-"""What a row is taken to cost before any was measured."""
+MAX_S = 20.0
+"""No batch shall take longer, on however slow a board: in the middle of one, a worker cannot show that it gets on."""
+FIRST_ROWS = 32
+"""Before any was measured: enough to learn from, at a token a second, too."""
 _ENOUGH_ROWS = 8
+"""Fewer teach nothing, so no batch is smaller: what a cold disk made slow once would stay so."""
 _WEIGHT = 0.3
 
 
@@ -24,8 +27,10 @@ class Pace:
     def rows(self, *, shared: bool) -> int:
         """Return how many rows of prompts the next batch may hold; ``shared``: answers run beside."""
         wanted_s, (least, most) = (SHARED_S, SHARED_ROWS) if shared else (ALONE_S, ALONE_ROWS)
-        row_s = _FIRST_S if self._row_s is None else self._row_s
-        return min(max(int(wanted_s / row_s), least), most)
+        if self._row_s is None:
+            return FIRST_ROWS
+        least = min(least, max(_ENOUGH_ROWS, int(MAX_S / self._row_s)))
+        return min(max(int(wanted_s / self._row_s), least), most)
 
     def learn(self, rows: int, took_s: float) -> None:
         """Take in that a batch of ``rows``, most of them a prompt's, took so long."""
