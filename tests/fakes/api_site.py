@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import ssl
+import time
 from http.client import HTTPConnection, HTTPResponse, HTTPSConnection
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,11 @@ class Site:
     ) -> tuple[int, Any, HTTPResponse]:
         body = {"model": model, "messages": [{"role": "user", "content": prompt}]}
         return self.call("POST", "/v1/chat/completions", body, key=key, **headers)
+
+    def pause(self, seconds: float) -> None:
+        """Keep the API's event loop from doing anything for a while."""
+        assert self.api._loop is not None
+        self.api._loop.call_soon_threadsafe(time.sleep, seconds)
 
     def raw(self, *, unix: bool = False) -> socket.socket:
         """Return an open connection, for what a client library would never send."""

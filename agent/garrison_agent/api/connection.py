@@ -1,8 +1,8 @@
 """One client's connection: uvicorn's HTTP protocol with the bounds that it leaves to a proxy in front of it.
 
 A board has no proxy. Headers are bounded in size and time, a reader that takes nothing is cut off, and where too many
-connections are open, the one that has been idle for longest gives way. One that ends is closed in steps, so that the
-last answer reaches a client that is still sending (RFC 9112, section 9.6). Everything runs on the API's event loop.
+connections are open, the one that has been idle for longest gives way. One that ends while its client may still be
+sending is closed in steps, so that the answer arrives (RFC 9112, section 9.6). Everything runs on the API's event loop.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ HEADER_S = 15.0
 READER_S = 60.0
 """A client that has taken no byte for so long, while there are some for it, is cut off after at most twice that."""
 LINGER_S = 5.0
-"""After the last answer, for the client to read it and to close."""
+"""After the last answer, for a client that may still be sending to read it and to close."""
 MAX_PIPELINED = 16
 WRITE_BUFFER_BYTES = 64 * 1024
 
@@ -53,6 +53,8 @@ class ClientConnection(HttpToolsProtocol):
         """The request that is being answered; uvicorn's ``cycle`` is the one that was read last."""
         self._rest: _BodyOf | None = None
         """Of a request that offered another protocol: the last on its connection."""
+        self._more = False
+        """The client has begun a request that is not read to its end, or never will be."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn's own
         """Begin; make room among the connections first, if need be."""
@@ -70,30 +72,31 @@ class ClientConnection(HttpToolsProtocol):
         return self._running is None or bool(self._running.response_complete)
 
     @property
+    def may_give_way(self) -> bool:
+        """Whether it may be closed for another: it has nothing to answer, nor an answer that is being read."""
+        unread = self.lingers and self._wire.get_write_buffer_size() > 0
+        return self.idle and not unread and not self._wire.is_closing()
+
+    @property
     def lingers(self) -> bool:
         """Whether all has been said, and the client has yet to close."""
         return self._linger_timer is not None
 
     def linger(self) -> None:
-        """Send nothing more, and close when the client has, or after ``LINGER_S``.
+        """Send nothing more; close at once, or, where more may come, when the client has, or after ``LINGER_S``.
 
-        Closed at once with bytes of the client unread, TCP would reset the connection, and the client might lose the
-        answer.
+        Closed with bytes of the client unread, TCP would reset the connection, and the client might lose the answer.
+        TLS has no end of one direction alone: there, who does not know the answer's length would wait for nothing.
         """
         if self.lingers or self._wire.is_closing():
             return
+        if not self._more or not self._wire.can_write_eof():
+            self._wire.close()
+            return
         self._linger_timer = self.loop.call_later(LINGER_S, self._wire.close)
         self._stop_header_timer()
-        if self._wire.can_write_eof():  # not with TLS
-            self._wire.write_eof()
+        self._wire.write_eof()
         self._wire.resume_reading()
-
-    def shutdown(self) -> None:
-        """End with the agent: after the answer that is running."""
-        if self.idle:
-            self._wire.close()
-        else:
-            super().shutdown()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End; also what is being answered, where uvicorn tells only what was read last."""
@@ -141,6 +144,7 @@ class ClientConnection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Begin to read a request."""
         super().on_message_begin()
+        self._more = True
         self._header_bytes = self._unparsed_bytes = 0
         self._await_headers()
 
@@ -169,6 +173,7 @@ class ClientConnection(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """End the request; where another protocol was offered, its body has yet to come."""
         if not self.parser.should_upgrade() or self._framing() is None:
+            self._more = self.parser.should_upgrade() or self._rest is not None
             super().on_message_complete()
 
     def _framing(self) -> bytes | None:
@@ -215,7 +220,7 @@ class ClientConnection(HttpToolsProtocol):
     def _make_room(self) -> None:
         """Close one that lingers, or has been idle for longest; this one itself, where every other is busy."""
         connections: set[Any] = self.connections
-        idle = [one for one in connections if one.lingers or (one.idle and not one.transport.is_closing())]
+        idle = [one for one in connections if one.may_give_way]
         min(idle, key=lambda one: (not one.lingers, one.idle_since_s)).transport.abort()
 
     def _count(self, size: int) -> None:
@@ -226,6 +231,7 @@ class ClientConnection(HttpToolsProtocol):
 
     def _refuse(self, *, too_large: bool) -> None:
         """Answer what no handler will see, and close."""
+        self._more = True
         if too_large:
             status, code = b"431 Request Header Fields Too Large", "headers_too_large"
             message = f"the headers are longer than {MAX_HEADER_BYTES} bytes"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import time
 from collections.abc import Iterator
@@ -32,8 +33,15 @@ def many(site: Site, count: int) -> Iterator[list[socket.socket]]:
         yield [stack.enter_context(site.raw()) for _ in range(count)]
 
 
-def keep_sending(client: socket.socket) -> None:
-    ends_s = time.monotonic() + DEADLINE_S
+TOO_LARGE = (
+    b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n"
+    b"content-length: %d\r\n\r\n" % (MAX_BODY_BYTES + 1)
+)
+"""Refused before its body has come."""
+
+
+def keep_sending(client: socket.socket, for_s: float = DEADLINE_S) -> None:
+    ends_s = time.monotonic() + for_s
     while time.monotonic() < ends_s:
         client.sendall(b"x")
         time.sleep(0.01)
@@ -118,12 +126,10 @@ def test_who_offers_http2_is_answered_in_http1(site: Site, pieces: int, chunked:
 
 def test_an_answer_reaches_a_client_that_is_still_sending(site: Site) -> None:
     """It comes before the body has; closed at once, the connection would be reset, and the answer lost with it."""
-    size = MAX_BODY_BYTES + 1
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {size}"
     with site.raw() as client:
-        client.sendall(head.encode() + b"\r\n\r\n")
+        client.sendall(TOO_LARGE)
         assert client.recv(1, socket.MSG_PEEK)
-        client.sendall(bytes(size))
+        client.sendall(bytes(MAX_BODY_BYTES + 1))
         status, headers, answer = parse_answer(read_to_end(client))
     assert (status, headers["connection"]) == (413, "close")
     assert json.loads(answer)["error"]["code"] == "request_too_large"
@@ -139,10 +145,18 @@ def test_what_has_too_many_headers_is_told_so_while_it_sends_more(site: Site) ->
 def test_a_client_that_never_closes_is_left_after_a_while(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "LINGER_S", 0.2)
     with site.raw() as client:
+        client.sendall(TOO_LARGE)
+        assert parse_answer(read_to_end(client))[0] == 413
+        with pytest.raises(ConnectionError):
+            keep_sending(client)
+
+
+def test_who_is_sending_and_closes_with_the_answer_is_left_at_once(site: Site) -> None:
+    with site.raw() as client:
         client.sendall(LAST)
         assert parse_answer(read_to_end(client))[0] == 200
         with pytest.raises(ConnectionError):
-            keep_sending(client)
+            keep_sending(client, connection.LINGER_S / 2)
 
 
 def test_those_that_linger_make_room_first(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,13 +164,35 @@ def test_those_that_linger_make_room_first(site: Site, monkeypatch: pytest.Monke
     with site.raw() as waits, site.raw() as lingers:
         waits.sendall(LIST)
         read_answer(waits)
-        lingers.sendall(LAST)
+        lingers.sendall(TOO_LARGE)
         read_to_end(lingers)
         with site.raw() as third:
             third.sendall(LAST)
             assert parse_answer(read_to_end(third))[0] == 200
             waits.sendall(LIST)
             assert read_answer(waits).startswith(b"HTTP/1.1 200")
+
+
+def test_many_that_come_at_once_do_not_all_take_the_place_of_one(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whom one of them sends away is gone only after the others have looked for somebody to send away."""
+    limit = 10
+    monkeypatch.setattr(connection, "MAX_CONNECTIONS", limit)
+    with site.raw() as lingers:
+        before = descriptors()  # with both ends of one
+        lingers.sendall(TOO_LARGE)
+        read_to_end(lingers)
+        for _ in range(2):
+            site.pause(0.3)
+            with many(site, 3 * limit) as connections:
+                last = connections[-1]
+                last.sendall(LIST)
+                assert read_answer(last).startswith(b"HTTP/1.1 200")  # so all have been seen
+                assert descriptors() - before - len(connections) <= limit
+
+
+def descriptors() -> int:
+    """Return how many files and sockets this process, which is client and agent, has open."""
+    return len(os.listdir("/proc/self/fd"))
 
 
 @pytest.mark.parametrize("body", [b"\xff" * 100, b'{"model": "\xc3("}', b'{"a":' * 50_000, b"[" * 10_000, b"\0"])
