@@ -12,6 +12,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -372,6 +373,18 @@ def test_a_client_that_leaves_is_recorded_as_gone(start: Start, upstream: Upstre
     record = record_of(owner)
     assert (record.ok, record.status, record.error_code) == (False, 499, CLIENT_GONE)
     assert record.completion_tokens == 1
+
+
+def test_a_request_that_the_agents_end_cuts_short_is_recorded_once(start: Start, upstream: UpstreamStandIn) -> None:
+    upstream.act, owner = Call.wait_for_end, LocalOwner()
+    api = start(config(upstream), owner=owner)
+    with ThreadPoolExecutor() as clients:
+        answer = clients.submit(call, api, "POST", "/v1/chat/completions", chat())
+        eventually(lambda: len(upstream.calls) == 1, "the upstream was asked")
+        api.stop()
+        assert answer.result()[0] == 503
+    record = record_of(owner)
+    assert (record.ok, record.status, record.error_code) == (False, 503, "agent.stopping")
 
 
 def test_events_come_at_once_whatever_ends_their_lines(start: Start, upstream: UpstreamStandIn) -> None:

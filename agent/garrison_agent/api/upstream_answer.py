@@ -17,12 +17,19 @@ from garrison_agent.runtimes.status import RequestKind, RequestRecord
 from garrison_protocol.errors import GarrisonError
 
 CLIENT_LEFT = 499
+WHOLE_BYTES = 256 * 1024
+"""An answer up to this size is read as what it is; of a longer one, only the end, where ``usage`` stands."""
 TAIL_BYTES = 64 * 1024
-"""``usage`` stands near the end of an answer that is no stream; the rest of it is not held."""
-MAX_TOKENS = 10**9
+MAX_MATCHES = 32
+"""Places in such an end where ``usage`` is looked for; what an application put there itself is no count."""
+MAX_TOKENS = 10**7
+"""More than any model reads or writes for one request."""
 MAX_SPEED = 1e9
 """Tokens a second. An upstream says what it likes; what is recorded has the bounds of ``RequestRecord``."""
 _KINDS: dict[str, RequestKind] = {"/v1/completions": "completion", "/v1/embeddings": "embedding"}
+_BARE = frozenset({"id", "object", "created", "model", "system_fingerprint", "service_tier", "choices", "usage"})
+"""What the event that tells the usage, and was asked for by the board alone, has; more than that reaches the client."""
+_PROMPT, _ANSWER = ("prompt_tokens", "input_tokens"), ("completion_tokens", "output_tokens")
 _PIECES = ("content", "reasoning_content", "reasoning", "refusal", "tool_calls")
 
 
@@ -38,14 +45,16 @@ class AnswerReader:
         self._last_s = 0.0
         self._pieces = 0
         self._usage: dict[str, Any] | None = None
-        self._tail = b""
+        self._held = bytearray()
+        """The answer, or its end; of a stream, what was no whole event."""
+        self._whole = True
 
     def read(self, data: bytes, events: bool) -> bytes:
         """Take in a part of the body, and return what of it the client gets. ``events``: whole ones of a stream."""
-        if not events:
-            self._tail = (self._tail + data)[-TAIL_BYTES:]
-            return data
-        return b"".join(event for event in _split(data) if self._is_for_the_client(event))
+        if events:
+            return b"".join(self._read_event(event) for event in _split(data))
+        self._hold(data)
+        return data
 
     def to_record(self, failure: GarrisonError | None = None, *, left: bool = False) -> RequestRecord:
         """Return what happened: the answer came to its end, failed, or its client went away."""
@@ -60,8 +69,9 @@ class AnswerReader:
         return self._record(status, "upstream.refused")
 
     def _record(self, status: int, code: str | None) -> RequestRecord:
-        usage = self._usage or _usage_at_end(self._tail)
-        completion = _count(usage, "completion_tokens", "output_tokens")
+        held = bytes(self._held)
+        usage = self._usage or (_usage_of(held) if self._whole else _usage_at_end(held)) or {}
+        completion = _count(usage, _ANSWER)
         completion = self._pieces if completion is None else completion
         speed = None
         if self._first_s is not None and completion > 1 and self._last_s > self._first_s:
@@ -70,7 +80,7 @@ class AnswerReader:
             self._kind,
             ok=code is None,
             error_code=code,
-            prompt_tokens=_count(usage, "prompt_tokens", "input_tokens") or 0,
+            prompt_tokens=_count(usage, _PROMPT) or 0,
             completion_tokens=completion,
             ttft_ms=None if self._first_s is None else round((self._first_s - self._began_s) * 1000, 3),
             duration_ms=round((time.monotonic() - self._began_s) * 1000, 3),
@@ -79,20 +89,32 @@ class AnswerReader:
             app=self._app,
         )
 
-    def _is_for_the_client(self, event: bytes) -> bool:
-        value = _value(event)
+    def _hold(self, data: bytes) -> None:
+        self._held += data
+        if len(self._held) > WHOLE_BYTES:
+            self._whole = False
+            del self._held[:-TAIL_BYTES]
+
+    def _read_event(self, event: bytes) -> bytes:
+        """Take in one event, and return what of it the client gets."""
+        text = b"".join(line.removeprefix(b"data:") for line in event.splitlines() if line.startswith(b"data:"))
+        value = _object(text) if text else None
         if value is None:
-            return True
-        response = value.get("response")
-        usage = value.get("usage") or (response.get("usage") if isinstance(response, dict) else None)
-        if isinstance(usage, dict):
-            self._usage = usage
+            if event.strip() and text.strip() != b"[DONE]":  # a part of one that is too long, or a comment
+                self._whole = False
+                self._hold(event)
+            return event
+        usage = _told_usage(value)
+        self._usage = usage or self._usage
         pieces = _pieces(value)
         if pieces:
             self._last_s = time.monotonic()
             self._first_s = self._first_s or self._last_s
             self._pieces += pieces
-        return not (self._hide_usage and value.get("choices") == [] and isinstance(usage, dict))
+        if not self._hide_usage or usage is None or value.get("choices") != []:
+            return event
+        more = {name: value[name] for name in value if name != "usage"}
+        return b"" if more.keys() <= _BARE else b"data: " + json.dumps(more).encode() + b"\n\n"
 
 
 def _split(data: bytes) -> Iterator[bytes]:
@@ -106,13 +128,22 @@ def _split(data: bytes) -> Iterator[bytes]:
     yield b"".join(event)
 
 
-def _value(event: bytes) -> dict[str, Any] | None:
-    text = b"".join(line.removeprefix(b"data:") for line in event.splitlines() if line.startswith(b"data:"))
+def _object(text: bytes) -> dict[str, Any] | None:
     try:
         value = json.loads(text)
-    except (ValueError, RecursionError):  # also [DONE], a comment, and a part of an event that is too long
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def _told_usage(value: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the ``usage`` of an answer or an event, if it tells a count."""
+    response = value.get("response")
+    for holder in (value, response):
+        usage = holder.get("usage") if isinstance(holder, dict) else None
+        if isinstance(usage, dict) and _count(usage, _PROMPT + _ANSWER) is not None:
+            return usage
+    return None
 
 
 def _pieces(value: dict[str, Any]) -> int:
@@ -129,22 +160,33 @@ def _adds(delta: object) -> bool:
     return isinstance(delta, dict) and any(delta.get(name) for name in _PIECES)
 
 
+def _usage_of(text: bytes) -> dict[str, Any] | None:
+    value = _object(text)
+    return None if value is None else _told_usage(value)
+
+
 def _usage_at_end(tail: bytes) -> dict[str, Any] | None:
-    """Return the last ``usage`` object of an answer. In a text of it, the quotes would stand behind backslashes."""
-    _, found, rest = tail.rpartition(b'"usage"')
-    text = rest.decode("utf-8", "replace").lstrip()
-    if not found or not text.startswith(":"):
-        return None
-    try:
-        usage, _ = json.JSONDecoder().raw_decode(text[1:].lstrip())
-    except (ValueError, RecursionError):
-        return None
-    return usage if isinstance(usage, dict) else None
+    """Return the last ``usage`` that tells a count. In a text of the answer, the quotes stand behind backslashes."""
+    decode = json.JSONDecoder().raw_decode
+    for _ in range(MAX_MATCHES):
+        tail, found, rest = tail.rpartition(b'"usage"')
+        if not found:
+            break
+        text = rest[:TAIL_BYTES].decode("utf-8", "replace").lstrip()
+        if not text.startswith(":"):
+            continue
+        try:
+            usage, _ = decode(text[1:].lstrip())
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(usage, dict) and _count(usage, _PROMPT + _ANSWER) is not None:
+            return usage
+    return None
 
 
-def _count(usage: dict[str, Any] | None, *names: str) -> int | None:
+def _count(usage: dict[str, Any], names: tuple[str, ...]) -> int | None:
     for name in names:
-        count = (usage or {}).get(name)
+        count = usage.get(name)
         if isinstance(count, int) and not isinstance(count, bool) and 0 <= count <= MAX_TOKENS:
             return count
     return None

@@ -20,7 +20,7 @@ import httptools
 
 from garrison_agent.api.asgi import ClientGoneError, Request, parse_object
 from garrison_agent.api.commands import ModelView, UpstreamView
-from garrison_agent.api.errors import WorkerDiedError, openai_body
+from garrison_agent.api.errors import WorkerDiedError, openai_body, stopping
 from garrison_agent.api.relay import Reader, Upstream, exchange
 from garrison_agent.api.upstream_answer import AnswerReader
 from garrison_agent.config import UpstreamConfig
@@ -129,6 +129,9 @@ class UpstreamServer:
             record(reader.to_refusal(refusal.status))
         except ClientGoneError:
             record(reader.to_record(left=True))
+            raise
+        except asyncio.CancelledError:
+            record(reader.to_record(stopping()))
             raise
         except GarrisonError as error:
             record(reader.to_record(error))

@@ -292,6 +292,8 @@ def _lease(draft: Draft, event: LeaseEnded | LeaseRenewed) -> None:
             draft.slot = replace(slot, lapse=Lapse(package, stops, fresh_at_s))
             draft.note("lease.ended", package, stops=stops, fresh_at=int(fresh_at_s))
             if stops:
+                if slot.phase is Phase.OFF:  # its worker may be in the middle of its last answers
+                    draft.run(StopWorker(package, drain=False))
                 service.stop(draft, "lease", drain=False)
                 if slot.state is State.ROLLING_BACK and draft.slot.phase is Phase.OFF:
                     draft.run(Proceed(slot.step))  # there is nothing to wait for any more
@@ -497,7 +499,7 @@ def _restore(draft: Draft) -> None:
     if slot.serving is None or not slot.wanted or slot.barred or slot.phase in (Phase.READY, Phase.REPAIRING):
         draft.run(Proceed(slot.step))
     elif slot.phase in (Phase.OFF, Phase.FAILED):
-        service.start(draft)
+        service.start(draft, urgent=True)
 
 
 def _rolled_back(draft: Draft, state: State) -> None:

@@ -47,13 +47,13 @@ ServiceEvent = (
 )
 
 
-def start(draft: Draft) -> None:
+def start(draft: Draft, *, urgent: bool = False) -> None:
     """Bring the serving package into memory, unless it is there, on its way, or its lease forbids it."""
     serving = draft.slot.serving
     if serving is None or draft.slot.barred or draft.slot.phase in (Phase.STARTING, Phase.READY, Phase.REPAIRING):
         return
     draft.turn(Phase.STARTING)
-    draft.run(StartWorker(serving.package, serving.variant), SetRestart(draft.slot.turn, LOAD_TIMEOUT_S))
+    draft.run(StartWorker(serving.package, serving.variant, urgent), SetRestart(draft.slot.turn, LOAD_TIMEOUT_S))
 
 
 def stop(draft: Draft, reason: str, *, drain: bool = True) -> None:

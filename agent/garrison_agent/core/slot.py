@@ -417,6 +417,8 @@ class StartWorker:
 
     package: PackageRef
     variant: str
+    urgent: bool = False
+    """What it has to wait for gets no more time for its answers."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -203,15 +203,15 @@ class Commands:
                 f"{slot.alias} is {slot.state.value}; its models come and go by themselves now",
                 hint="wait until the deployment has ended: garrison-agent status",
             )
-        if slot.serving is None or slot.phase is Phase.OFF:
-            id = (slot.package if slot.serving is None else slot.serving.package).id
-            answer.set_result(UnloadResult(id=id, alias=slot.alias, outcome="not_loaded"))
-            return
-        package = slot.serving.package
+        package = slot.package if slot.serving is None else slot.serving.package
         leaving = self._workers.generations(slot.alias, package)
-        self._journal.append(Stream.AUDIT, "api.unload", {"alias": slot.alias, "model": package.id})
-        self._deployments.deliver(slot.alias, UnloadWanted())
-        self._residency.left(slot.alias)
+        if slot.serving is not None and slot.phase is not Phase.OFF:
+            self._journal.append(Stream.AUDIT, "api.unload", {"alias": slot.alias, "model": package.id})
+            self._deployments.deliver(slot.alias, UnloadWanted())
+            self._residency.left(slot.alias)
+        elif not leaving:
+            answer.set_result(UnloadResult(id=package.id, alias=slot.alias, outcome="not_loaded"))
+            return
         turn = self._deployments.slots[slot.alias].turn
         self._waiters.append(_Waiter(answer, slot.alias, package, load=False, turn=turn, leaving=leaving))
 

@@ -82,8 +82,8 @@ class Effects:
                 self._try(alias, effect.attempt, lambda: self._place(alias, effect))
             case core.Evaluate():
                 self._try(alias, effect.attempt, lambda: self._evaluate(alias, effect))
-            case core.StartWorker(package, variant):
-                self._start(slot, package, variant)
+            case core.StartWorker(package, variant, urgent):
+                self._start(slot, package, variant, urgent=urgent)
             case core.StopWorker(package, drain):
                 self._workers.stop(alias, package, drain=drain)
             case core.CancelJobs():
@@ -107,7 +107,7 @@ class Effects:
             return core.Unsuitable(attempt, "requirements.not_met", chosen.message)
         return core.Resolved(attempt, chosen.name, chosen.size_bytes)
 
-    def _start(self, slot: Slot, package: PackageRef, variant: str) -> None:
+    def _start(self, slot: Slot, package: PackageRef, variant: str, *, urgent: bool) -> None:
         """Start a worker. A candidate has its room already; for what serves it is made now, or it has to wait."""
         self._residency.release(slot.alias)
         if slot.serving is not None and slot.serving.package == package:
@@ -119,7 +119,7 @@ class Effects:
             except GarrisonError:
                 pass  # what is wrong on the disk is found, and said, when it is launched
         self._shelf.used(package)
-        self._workers.start(slot.alias, package, variant)
+        self._workers.start(slot.alias, package, variant, urgent=urgent)
 
     def _try(self, alias: str, attempt: int, begin: Callable[[], None]) -> None:
         try:

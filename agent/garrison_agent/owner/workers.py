@@ -19,8 +19,9 @@ from garrison_protocol.manifest import PackageRef
 
 SlotWord = WorkerReady | WorkerFailed | WorkerExited
 STOP_GRACE_S = 5.0
-DRAIN_S = 60.0
-"""For the answers that a worker is in the middle of; new requests go to the next worker meanwhile."""
+DRAIN_S = 65.0
+"""For the answers that a worker is in the middle of, which it gives a minute, and for its end. New requests go to the
+next worker meanwhile."""
 MAX_KV_BYTES_PER_TOKEN = 1 << 30
 
 
@@ -124,11 +125,11 @@ class Workers:
         self._running: dict[int, _Running] = {}
         self._generation = 0
 
-    def start(self, alias: str, package: PackageRef, variant: str) -> None:
+    def start(self, alias: str, package: PackageRef, variant: str, *, urgent: bool = False) -> None:
         """Start a worker, unless one is there.
 
         It waits for workers that are on their way out: of the same alias unless they end their answers first, of any
-        where both together would take more than the budget.
+        where both together would take more than the budget. ``urgent``: those get no more time for their answers.
         """
         if self._find(alias, package) is not None:
             return
@@ -143,12 +144,20 @@ class Workers:
         self._running[self._generation] = running
         if not self._must_wait(running):
             self._launch(running)
+        elif urgent:
+            for one in self._running.values():
+                self._hurry(one)
 
     def stop(self, alias: str, package: PackageRef, *, drain: bool) -> None:
         """Let the package's worker end; its slot hears no more of it.
 
-        With ``drain`` it has ``DRAIN_S`` for the answers that it is in the middle of, else ``STOP_GRACE_S``.
+        With ``drain`` it has ``DRAIN_S`` for the answers that it is in the middle of; else ``STOP_GRACE_S``, as have
+        those of the package then that are ending their answers already.
         """
+        if not drain:
+            for one in self._running.values():
+                if one.alias == alias and one.package == package:
+                    self._hurry(one)
         running = self._find(alias, package)
         if running is None:
             return
@@ -272,6 +281,11 @@ class Workers:
             if one.alias == alias and one.package == package and not one.stopping:
                 return one
         return None
+
+    def _hurry(self, one: _Running) -> None:
+        if one.draining and one.process is not None:
+            one.draining = False
+            one.process.stop(STOP_GRACE_S)
 
     def _is_leaving(self, one: _Running) -> bool:
         return one.stopping or self._traffic.look(one.socket).retired

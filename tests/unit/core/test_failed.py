@@ -77,7 +77,7 @@ def test_a_rollback_tries_the_old_model_even_if_it_had_been_given_up() -> None:
     slot = replace(slot_in(State.LOADING), phase=Phase.FAILED, failures=9)
     step = advance(slot, core.WorkerFailed(NEW, "model.load_failed", "no"), NOW)
     assert step.slot.state is State.ROLLING_BACK
-    assert StartWorker(OLD, "cpu") in step.effects
+    assert StartWorker(OLD, "cpu", urgent=True) in step.effects
     down = advance(step.slot, core.WorkerExited(OLD, -9), NOW).slot
     assert (down.state, down.phase) == (State.DOWN, Phase.FAILED)
 

@@ -85,6 +85,13 @@ def test_it_loads_again_by_itself() -> None:
     assert (step.slot.lease_ended, step.slot.phase) == (False, Phase.STARTING)
 
 
+def test_a_lease_that_ends_hurries_what_was_unloaded_and_is_ending_its_answers() -> None:
+    slot = slot_in(State.ACTIVE)
+    slot = replace(slot, wanted=False, phase=Phase.OFF)
+    step = advance(slot, LeaseEnded(slot.package, stops=True, fresh_at_s=FRESH_AT_S), NOW)
+    assert step.effects == (StopWorker(slot.package, drain=False),)
+
+
 def test_an_operator_who_unloaded_it_keeps_it_unloaded() -> None:
     slot = replace(ended(slot_in(State.ACTIVE)), wanted=False)
     assert advance(slot, LeaseRenewed(slot.package), NOW).effects == ()
@@ -123,7 +130,7 @@ def test_a_model_that_made_way_for_its_successor_does_not_load_beside_it(state: 
     step = advance(slot, LeaseRenewed(OLD), NOW)
     assert (step.effects, step.slot.barred) == ((), False)
     rolled_back = advance(step.slot, WorkerExited(slot.package, 1), NOW)
-    assert StartWorker(OLD, "cpu") in rolled_back.effects
+    assert StartWorker(OLD, "cpu", urgent=True) in rolled_back.effects
 
 
 def test_a_package_that_came_in_again_is_not_barred_by_its_earlier_lease() -> None:

@@ -70,11 +70,26 @@ def test_an_unload_lets_answers_end_and_the_next_request_does_not_wait_for_them(
     assert rig.ask(LoadModel("chat")).result(0)["outcome"] == "loaded"  # type: ignore[index]
     assert rig.models.running == ["chat:1.0", "chat:1.0"]
     assert not unload.done()
+    assert rig.models.worker("chat:1.0") is not old
     rig.parts.traffic.leave(old.spec.socket)
     old.die(0)
     rig.settle()
     assert unload.result(0) == {"id": "chat:1.0", "alias": "chat", "outcome": "unloaded"}
     assert rig.models.running == ["chat:1.0"]
+
+
+def test_who_unloads_what_is_ending_its_answers_waits_for_that_too(rig: Rig) -> None:
+    rig.connect()
+    rig.deploy(package("1.0"), "r1")
+    worker = rig.models.worker("chat:1.0")
+    worker.lingers = True
+    assert rig.parts.traffic.enter(worker.spec.socket)
+    first, second = rig.ask(UnloadModel("chat")), rig.ask(UnloadModel("chat"))
+    assert not second.done()
+    worker.die(0)
+    rig.settle()
+    assert (first.result(0), second.result(0)) == ({"id": "chat:1.0", "alias": "chat", "outcome": "unloaded"},) * 2
+    assert rig.audit().count("api.unload") == 1
 
 
 def test_a_model_without_answers_has_no_time_to_end_them(rig: Rig) -> None:

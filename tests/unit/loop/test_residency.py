@@ -23,6 +23,7 @@ from garrison_agent.core.service import MAX_FAILURES
 from garrison_agent.core.slot import Phase
 from garrison_agent.events import Tick
 from garrison_agent.owner.residency import HOLD_S
+from garrison_agent.owner.workers import DRAIN_S, STOP_GRACE_S
 from garrison_agent.runtimes.status import Exited, Ready, RequestDone, RequestRecord
 from garrison_protocol.errors import InsufficientError, NotFoundError, UnavailableError
 from garrison_protocol.states import DeploymentState as State
@@ -138,6 +139,29 @@ def test_who_comes_after_one_that_ends_its_answers_waits_where_both_do_not_fit(f
     board.rig.settle()
     assert unload.done()
     assert load.result(0) == {"id": "a:1.0", "alias": "a", "outcome": "loaded"}
+    assert board.running == ["a"]
+
+
+@pytest.mark.parametrize(("memory_mb", "fits"), [(600, False), (300, True)])
+def test_a_rollback_hurries_answers_that_stand_in_its_way(folder: Path, memory_mb: int, fits: bool) -> None:
+    board = Board(folder)
+    board.serve("a", memory_mb)
+    old = board.worker("a")
+    old.lingers = True
+    board.begin("a")
+    new = package("2.0", name="a", memory_mb=300)
+    board.rig.work.publish(new)
+    board.rig.desire(entry(new.ref, alias="a", rollout="r2", soak_s=600))
+    board.rig.settle()
+    assert (board.rig.models.running, old.grace_s) == (["a:1.0", "a:2.0"], DRAIN_S)
+    while "a:2.0" in board.rig.models.running:
+        board.rig.models.worker("a:2.0").die(-11)
+        board.rig.forward(8)
+    slot = board.rig.parts.deployments.slots["a"]
+    assert (slot.state, old.grace_s) == ((State.ROLLED_BACK, DRAIN_S) if fits else (State.ROLLING_BACK, STOP_GRACE_S))
+    old.die(-9)
+    board.rig.settle()
+    assert board.rig.parts.deployments.slots["a"].state is State.ROLLED_BACK
     assert board.running == ["a"]
 
 
