@@ -3,8 +3,9 @@
 Many clients ask at once for what has one right answer; others leave in the middle; an application with a key wants
 long answers, more of them than there are places; somebody unloads models and kills workers. In the end every answer
 was right or said that it failed, more were right than failed, of each kind some, no worker has work for a client that
-has gone, and memory is where it was. Exit status 1 if not. Workers are unloaded and killed on the way, so only the
-agent's memory tells of the whole time.
+has gone, and memory is where it was. Exit status 1 if not. No worker lives for long meanwhile, and a young one grows
+until its caches are full; so the clients go on for some more minutes in which nobody disturbs the workers, and their
+memory is that of these.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ LEAVERS = 2
 TALKERS = 5
 """More than the model has places: without turns their answers would leave none to the other clients."""
 TALK_TOKENS = 400
-MODELS = 2
 SAMPLE_S = 5.0
+UNDISTURBED_MINUTES = 5.0
 MIN_MINUTES = 2.0
 """Less gives too few samples of memory."""
 MAX_GROWTH = 0.05
@@ -160,8 +161,8 @@ def _code(answer: Any) -> str:
 
 
 def run(board: Board, minutes: float, tally: Tally) -> None:
-    """Use ``board`` for ``minutes``; everything found is in ``tally``."""
-    over = threading.Event()
+    """Use and disturb ``board`` for ``minutes``, then use it for some more; everything found is in ``tally``."""
+    over, calm = threading.Event(), threading.Event()
     work: list[Callable[[random.Random], None]] = []
     work += [lambda chance: _use_text(board.port, chance, tally)] * TEXT_CLIENTS
     work += [lambda chance: _use_files(board.port, chance, tally)] * FILE_CLIENTS
@@ -181,22 +182,34 @@ def run(board: Board, minutes: float, tally: Tally) -> None:
                 tally.add_wrong(f"client {number}: {type(error).__name__}: {error}")
 
     threads = [threading.Thread(target=client, args=(number,)) for number in range(len(work))]
-    threads.append(threading.Thread(target=_sabotage, args=(board, over, tally)))
+    threads.append(threading.Thread(target=_sabotage, args=(board, calm, tally)))
     for thread in threads:
         thread.start()
-    end_s = time.monotonic() + minutes * 60
     try:
-        while (left_s := end_s - time.monotonic()) > 0:
-            over.wait(min(SAMPLE_S, left_s))
-            tally.agent_mb.append(_rss_mb(board.agent.pid))
-            with suppress(OSError, StopIteration):  # one ends in this moment
-                pids = worker_pids(board)
-                if len(pids) == MODELS:  # what is missing one worker says nothing of growth
-                    tally.workers_mb.append(sum(_anonymous_mb(pid) for pid in pids))
+        _watch(board, minutes, tally)
+        calm.set()
+        threads.pop().join()
+        for model in (TEXT, FILES):  # whatever was done to it last
+            board.run("model", "load", model)
+        tally.workers_mb.clear()
+        pids = set(worker_pids(board))
+        _watch(board, UNDISTURBED_MINUTES, tally)
+        if set(worker_pids(board)) != pids:
+            tally.add_wrong("a worker ended although nobody disturbed it")
     finally:
+        calm.set()
         over.set()
         for thread in threads:
             thread.join()
+
+
+def _watch(board: Board, minutes: float, tally: Tally) -> None:
+    end_s = time.monotonic() + minutes * 60
+    while (left_s := end_s - time.monotonic()) > 0:
+        time.sleep(min(SAMPLE_S, left_s))
+        tally.agent_mb.append(_rss_mb(board.agent.pid))
+        with suppress(OSError, StopIteration):  # one ends in this moment
+            tally.workers_mb.append(sum(_anonymous_mb(pid) for pid in worker_pids(board)))
 
 
 def _use_text(port: int, chance: random.Random, tally: Tally) -> None:
@@ -376,12 +389,13 @@ def main() -> int:
         print(f"soak: {error}; state and logs: {folder}", file=sys.stderr)
         return 1
     grown = {"agent": growth(tally.agent_mb), "workers": growth(tally.workers_mb)}
-    print(f"{this_machine(folder)}; {arguments.minutes:g} minutes")
+    print(f"{this_machine(folder)}; {arguments.minutes:g} minutes, then {UNDISTURBED_MINUTES:g} undisturbed")
     print(f"right answers: {dict(tally.right)}; never: {sorted(tally.lacking) or 'none'}")
     print(f"failures that were told: {dict(tally.told)}")
     print(f"done to it: {dict(tally.done)}")
     print(f"wrong answers: {len(tally.wrong)} {tally.wrong[:5]}")
     print(f"requests held after the last client left: {left}")
+    print(f"workers, undisturbed, each half minute: {' '.join(f'{mb:.0f}' for mb in tally.workers_mb[::6])} MB")
     print(f"growth of memory: {', '.join(f'{name} {100 * share:+.1f} %' for name, share in grown.items())}")
     answered = not tally.lacking and tally.right.total() > tally.told.total() and bool(tally.done["worker killed"])
     good = answered and not tally.wrong and not left and max(grown.values()) <= MAX_GROWTH
