@@ -120,6 +120,8 @@ class FakeModels:
     """Code and message with which a model (``name:version``) fails to load."""
     holding: bool = False
     """Workers say nothing until ``release``."""
+    lingering: bool = False
+    """Workers that are started from now on do not end when they are asked to."""
     started: list[FakeWorker] = field(default_factory=list)
 
     def build(self, spec: WorkerSpec, on_event: Callable[[WorkerEvent], None]) -> FakeWorker:
@@ -151,7 +153,7 @@ class FakeWorker:
         self.alive = False
         self.peak: int | None = None
         """MiB; None: nobody measured it."""
-        self.lingers = False
+        self.lingers = models.lingering
         """It does not end when it is asked to."""
         self.grace_s: float | None = None
         """What it was given to end in; None: nobody asked it to."""

@@ -43,6 +43,9 @@ class ClientConnection(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._wire: asyncio.Transport
         self._linger_timer: asyncio.TimerHandle | None = None
+        self._end_timer: asyncio.TimerHandle | None = None
+        self.written_bytes = 0
+        self._sent_away = False
         self.idle_since_s = 0.0
         self._header_bytes = 0
         self._unparsed_bytes = 0
@@ -72,10 +75,20 @@ class ClientConnection(HttpToolsProtocol):
         return self._running is None or bool(self._running.response_complete)
 
     @property
-    def may_give_way(self) -> bool:
-        """Whether it may be closed for another: it has nothing to answer, nor an answer that is being read."""
-        unread = self.lingers and self._wire.get_write_buffer_size() > 0
-        return self.idle and not unread and not self._wire.is_closing()
+    def _taken_bytes(self) -> int:
+        """How much of what was written the client has taken, as far as can be seen."""
+        return self.written_bytes - self._wire.get_write_buffer_size()
+
+    @property
+    def _worth(self) -> int | None:
+        """How little is lost if it gives way to another, least first; None: it does not."""
+        if self._sent_away or not self.idle:
+            return None
+        if self._wire.is_closing():
+            return 2  # its last answer may not have arrived
+        if self.lingers:
+            return 2 if self._wire.get_write_buffer_size() else 0
+        return 1
 
     @property
     def lingers(self) -> bool:
@@ -86,12 +99,15 @@ class ClientConnection(HttpToolsProtocol):
         """Send nothing more; close at once, or, where more may come, when the client has, or after ``LINGER_S``.
 
         Closed with bytes of the client unread, TCP would reset the connection, and the client might lose the answer.
-        TLS has no end of one direction alone: there, who does not know the answer's length would wait for nothing.
+        TLS has no end of one direction alone: there, who does not know the answer's length would wait for nothing. What
+        is closed but not taken is cut off after ``READER_S``: nobody sees how much of it is left.
         """
         if self.lingers or self._wire.is_closing():
             return
         if not self._more or not self._wire.can_write_eof():
             self._wire.close()
+            if not self._wire.can_write_eof():
+                self._end_timer = self.loop.call_later(READER_S, self._wire.abort)
             return
         self._linger_timer = self.loop.call_later(LINGER_S, self._wire.close)
         self._stop_header_timer()
@@ -104,8 +120,9 @@ class ClientConnection(HttpToolsProtocol):
         self._stop_header_timer()
         self._stop_reader_timer()
         super().connection_lost(exc)
-        if self._linger_timer is not None:
-            self._linger_timer.cancel()
+        for timer in (self._linger_timer, self._end_timer):
+            if timer is not None:
+                timer.cancel()
         if running is not None and not running.response_complete:
             running.disconnected = True
             running.message_event.set()
@@ -214,14 +231,23 @@ class ClientConnection(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         self._running = cycle
-        self._stop_reader_timer()  # what will be written next says nothing of what was read before
+        send = cycle.send
+
+        async def send_to_client(message: Any) -> None:
+            if cycle.more_body:  # behind a body that nobody reads, no next request would be found
+                cycle.keep_alive = False
+            await send(message)
+
+        cycle.send = send_to_client
         super()._start_asgi_task(cycle, app)
 
     def _make_room(self) -> None:
-        """Close one that lingers, or has been idle for longest; this one itself, where every other is busy."""
+        """Close one that lingers, or has been idle for longest, or is closing; this one, where every other is busy."""
         connections: set[Any] = self.connections
-        idle = [one for one in connections if one.may_give_way]
-        min(idle, key=lambda one: (not one.lingers, one.idle_since_s)).transport.abort()
+        others = [one for one in connections if one is not self and one._worth is not None]
+        one = min(others, key=lambda one: (one._worth, one.idle_since_s), default=self)
+        one._sent_away = True  # it is among the connections until the loop comes round to it
+        one._wire.abort()
 
     def _count(self, size: int) -> None:
         self._header_bytes += size
@@ -259,20 +285,19 @@ class ClientConnection(HttpToolsProtocol):
 
     def _await_reader(self) -> None:
         if self._reader_timer is None:
-            self._look_again(self.transport.get_write_buffer_size())
+            self._look_again()
 
-    def _look_again(self, left: int) -> None:
-        self._reader_timer = self.loop.call_later(READER_S, self._look_at_reader, left)
+    def _look_again(self) -> None:
+        self._reader_timer = self.loop.call_later(READER_S, self._look_at_reader, self._taken_bytes)
 
-    def _look_at_reader(self, left_before: int) -> None:
+    def _look_at_reader(self, taken_before: int) -> None:
         self._reader_timer = None
-        left = self.transport.get_write_buffer_size()
-        if left == 0:
+        if self._wire.get_write_buffer_size() == 0:
             return
-        if left >= left_before:
-            self.transport.abort()
+        if self._taken_bytes <= taken_before:
+            self._wire.abort()
         else:
-            self._look_again(left)
+            self._look_again()
 
     def _stop_reader_timer(self) -> None:
         if self._reader_timer is not None:
@@ -285,10 +310,14 @@ class _ClosedInSteps:
 
     def __init__(self, transport: asyncio.Transport, connection: ClientConnection) -> None:
         self._transport, self._connection = transport, connection
-        self.write = transport.write
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Send, and count."""
+        self._connection.written_bytes += len(data)
+        self._transport.write(data)
 
     def close(self) -> None:
         """Close as soon as the client has."""

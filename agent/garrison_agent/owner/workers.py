@@ -81,6 +81,7 @@ class _Running:
     requests: int = 0
     stopping: bool = False
     draining: bool = False
+    urgent: bool = False
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ class Workers:
         """Start a worker, unless one is there.
 
         It waits for workers that are on their way out: of the same alias unless they end their answers first, of any
-        where both together would take more than the budget. ``urgent``: those get no more time for their answers.
+        where both together would take more than the budget. ``urgent``: the latter get no more time for their answers.
         """
         if self._find(alias, package) is not None:
             return
@@ -144,9 +145,8 @@ class Workers:
         self._running[self._generation] = running
         if not self._must_wait(running):
             self._launch(running)
-        elif urgent:
-            for one in self._running.values():
-                self._hurry(one)
+        running.urgent = urgent
+        self._hurry_for_the_urgent()
 
     def stop(self, alias: str, package: PackageRef, *, drain: bool) -> None:
         """Let the package's worker end; its slot hears no more of it.
@@ -170,6 +170,7 @@ class Workers:
         else:
             running.draining = drain and self._traffic.look(running.socket).active > 0
             running.process.stop(DRAIN_S if running.draining else STOP_GRACE_S)
+            self._hurry_for_the_urgent()
 
     def said(self, said: WorkerSaid) -> tuple[str, SlotWord] | None:
         """Take in what a worker said; return its alias and the slot's event, if it is one for the slot."""
@@ -281,6 +282,14 @@ class Workers:
             if one.alias == alias and one.package == package and not one.stopping:
                 return one
         return None
+
+    def _hurry_for_the_urgent(self) -> None:
+        """Hurry those that end their answers, where one that must not wait does not fit beside them."""
+        urgent_mb = sum(one.memory_mb for one in self._running.values() if one.urgent and one.process is None)
+        staying = [one for one in self._running.values() if one.draining or not self._is_leaving(one)]
+        if urgent_mb and urgent_mb + sum(one.memory_mb for one in staying if one.process is not None) > self._budget_mb:
+            for one in staying:
+                self._hurry(one)
 
     def _hurry(self, one: _Running) -> None:
         if one.draining and one.process is not None:

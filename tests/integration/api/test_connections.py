@@ -173,6 +173,38 @@ def test_those_that_linger_make_room_first(site: Site, monkeypatch: pytest.Monke
             assert read_answer(waits).startswith(b"HTTP/1.1 200")
 
 
+def test_what_stands_behind_an_answer_is_no_body_of_the_request_before(site: Site) -> None:
+    """Answered before its body has come, a request is the last one: its body would be taken for the next head."""
+    connection = site.http()
+    for _ in range(5):
+        connection.request("POST", "/v1/unknown", b"x" * 1_000_000)
+        answer = connection.getresponse()
+        answer.read()
+        assert (answer.status, answer.headers["connection"]) == (404, "close")
+        connection.request("GET", "/v1/models")
+        answer = connection.getresponse()
+        assert (answer.status, len(json.loads(answer.read())["data"])) == (200, 1)
+    connection.close()
+
+
+def test_asking_again_gives_no_more_time_to_who_reads_nothing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "READER_S", 0.3)
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.settimeout(DEADLINE_S)
+        client.connect(("127.0.0.1", site.port))
+        with pytest.raises(ConnectionError):
+            ask_without_end(client)
+
+
+def ask_without_end(client: socket.socket) -> None:
+    """Ask for long answers and read none of them."""
+    ends_s = time.monotonic() + DEADLINE_S
+    while time.monotonic() < ends_s:
+        client.sendall(chat_request("x" * 100_000))
+        time.sleep(0.05)
+
+
 def test_many_that_come_at_once_do_not_all_take_the_place_of_one(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whom one of them sends away is gone only after the others have looked for somebody to send away."""
     limit = 10

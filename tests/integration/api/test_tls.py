@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import ssl
+import time
 from pathlib import Path
 
 import openai
 import pytest
 
+from garrison_agent.api import connection
 from tests.fakes.api_site import CAMERA_KEY, DEADLINE_S, Site, chat_request, read_to_end
 from tests.fakes.local_owner import LocalOwner, make_route
 from tests.fakes.pki import Authority
 from tests.fakes.worker_server import StandInWorker
 from tests.integration.api.conftest import Open
+from tests.integration.runtimes.workers import eventually
 
 pytestmark = pytest.mark.integration
 
@@ -50,6 +54,29 @@ def get(site: Site, context: ssl.SSLContext, path: str, headers: dict[str, str])
         return response.status, response.read()
     finally:
         connection.close()
+
+
+def test_who_says_goodbye_and_reads_nothing_keeps_no_connection(
+    site: Site, worker: StandInWorker, context: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """asyncio takes it for closed then, and would wait for ever to send what is left below TLS."""
+    monkeypatch.setattr(connection, "READER_S", 1.0)
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nauthorization: Bearer {CAMERA_KEY}\r\n".encode()
+    request = head + chat_request("x" * 60_000, close=True).partition(b"\r\n")[2]
+    with socket.socket() as plain:
+        plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        plain.settimeout(DEADLINE_S)
+        plain.connect(("127.0.0.1", site.port))
+        with context.wrap_socket(plain, server_hostname="127.0.0.1") as client:
+            eventually(lambda: site.shrink_send_buffers() == 1, "the connection is open")
+            client.sendall(request)
+            eventually(lambda: worker.seen.requests != [], "it is answered")
+            time.sleep(0.3)  # the answer goes as far as it can
+            client.setblocking(False)
+            with contextlib.suppress(ssl.SSLError):
+                client.unwrap()
+            assert site.shrink_send_buffers() == 1
+            eventually(lambda: site.shrink_send_buffers() == 0, "the connection is cut off")
 
 
 def test_it_is_called_by_its_name(open_site: Open, folder: Path, context: ssl.SSLContext) -> None:

@@ -35,6 +35,26 @@ def test_what_an_application_has_echoed_hides_no_tokens(behind: dict[str, Any], 
     assert tokens(text[:half].encode(), text[half:].encode()) == (5000, 700)
 
 
+@pytest.mark.parametrize("echo", [{"input_tokens": 0, "output_tokens": 0}, {"prompt_tokens": 1}, {"a": {}}])
+def test_the_highest_counts_hold(echo: dict[str, Any]) -> None:
+    data = [{"embedding": [0.5] * 30_000}, {"embedding": [0.5] * 30_000}]
+    assert tokens(json.dumps({"usage": USAGE, "data": data, "metadata": {"usage": echo}}).encode()) == (5000, 700)
+    assert tokens(json.dumps({"metadata": {"usage": echo}, "data": data, "usage": USAGE}).encode()) == (5000, 700)
+
+
+def test_what_is_no_json_is_searched() -> None:
+    assert tokens(event({"choices": []}) + event({"usage": USAGE})) == (5000, 700)
+    assert tokens(b'{"text": "a\nb", "usage": {"prompt_tokens": 3}}') == (3, 0)
+    assert tokens(b'{"tools": ' + b"[" * 5000 + b"]" * 5000 + b', "usage": {"prompt_tokens": 3}}') == (3, 0)
+
+
+def test_counts_that_grow_from_event_to_event() -> None:
+    parts = [
+        event({"choices": [{"delta": {"content": "a"}}], "usage": {"completion_tokens": one}}) for one in (1, 2, 3)
+    ]
+    assert tokens(*parts, event({"choices": [], "usage": {"prompt_tokens": 4}}), events=True) == (4, 3)
+
+
 def test_an_event_that_came_in_pieces_tells_its_tokens_all_the_same() -> None:
     answer = {"type": "response.completed", "response": {"instructions": "x" * 400_000, "usage": {"input_tokens": 9}}}
     whole = event(answer)
@@ -58,8 +78,10 @@ def test_only_the_event_that_was_asked_for_here_is_hidden_and_only_its_usage() -
     text = event({**last, "choices": [{"delta": {"content": "a"}}], "usage": None})
     comment, done = b": ping\n\n", b"data: [DONE]\n\n"
     assert hidden(comment, text, event({**last, "usage": USAGE}), done) == comment + text + done
-    assert hidden(event({**last, "usage": USAGE, "timings": {"a": 1}})) == event({**last, "timings": {"a": 1}})
-    assert hidden(event({**last, "usage": USAGE, "error": {}})) == event({**last, "error": {}})
+    empty = {"index": 0, "delta": {}, "finish_reason": None}
+    timings = event({**last, "choices": [empty], "timings": {"a": 1}})
+    assert hidden(event({**last, "usage": USAGE, "timings": {"a": 1}})) == timings
+    assert hidden(event({**last, "usage": USAGE, "error": {}})) == event({**last, "usage": USAGE, "error": {}})
     assert hidden(event({**last, "prompt_filter_results": []})) == event({**last, "prompt_filter_results": []})
     with_text = event({**last, "choices": [{"text": "a"}], "usage": USAGE})
     assert hidden(with_text) == with_text

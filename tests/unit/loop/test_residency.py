@@ -165,6 +165,28 @@ def test_a_rollback_hurries_answers_that_stand_in_its_way(folder: Path, memory_m
     assert board.running == ["a"]
 
 
+def test_a_rollback_leaves_others_their_answers_where_there_is_room(folder: Path) -> None:
+    board = Board(folder)
+    board.serve("a", 600)
+    board.serve("b", 100)
+    other = board.worker("b")
+    other.lingers = True
+    board.begin("b")
+    board.rig.ask(UnloadModel("b"))
+    new = package("2.0", name="a", memory_mb=600)
+    board.rig.work.publish(new)
+    board.rig.work.verdicts["a:2.0"] = ("gate.failed", "too bad")
+    board.rig.models.lingering = True  # the candidate takes its time to end
+    board.rig.desire(entry(new.ref, alias="a", rollout="r2"), board.entries["b"])
+    board.rig.settle()
+    states = [board.rig.parts.deployments.slots["a"].state]
+    board.rig.models.worker("a:2.0").die(0)
+    board.rig.settle()
+    states.append(board.rig.parts.deployments.slots["a"].state)
+    assert states == [State.ROLLING_BACK, State.ROLLED_BACK]
+    assert (board.running, other.grace_s) == (["a", "b"], DRAIN_S)
+
+
 def test_a_model_in_use_does_not_leave_and_the_refusal_says_by_how_much(folder: Path) -> None:
     board = Board(folder)
     board.serve("a", 600)

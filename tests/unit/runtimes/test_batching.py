@@ -80,7 +80,7 @@ def test_beside_running_answers_a_part_of_a_prompt_takes_only_so_long() -> None:
     backend.row_takes = lambda: clock.pass_by(0.002)
 
     alone = Client("a" * 1500, max_tokens=1)
-    assert parts(alone) == [32, 500, 500, 468]  # the first one tells what a row costs
+    assert parts(alone) == [8, 500, 500, 492]  # the first one tells what a row costs
     early = Client("k", max_tokens=14, ignore_end=True)
     parts(early)
     beside = Client("b" * 100, max_tokens=1)

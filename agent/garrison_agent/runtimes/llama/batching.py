@@ -307,7 +307,7 @@ class Batcher:
                 place = answer.place
                 planned.add(answer, [Row(answer.newest, len(place.known), place.sequence, True)], sampled=True)
                 place.known.append(answer.newest)
-        room = min(self._backend.batch_size - len(rows), self._pace.rows(shared=bool(rows))) if unread else 0
+        room = min(self._backend.batch_size - len(rows), self._pace.rows(len(rows))) if unread else 0
         for answer in unread:
             place, prompt = answer.place, answer.prompt
             start = len(place.known)
