@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Callable
 
@@ -15,6 +16,8 @@ MAX_BODY_BYTES = 16 * 1024 * 1024
 MAX_STRANGERS_BODY_BYTES = 64 * 1024
 """Of boards, which send certificate requests and nothing larger, and of whoever holds no API token: parsed, a body
 takes thirty times its length in memory."""
+LINGER_S = 5.0
+"""After a refusal, for the client to read it."""
 
 
 class _TooLargeError(Exception):
@@ -41,11 +44,12 @@ class BodyLimit:
         limit = MAX_STRANGERS_BODY_BYTES
         asked = scope["path"].startswith("/device/")
         received = 0
-        begun = False
+        begun = ended = False
 
         async def bounded() -> Message:
-            nonlocal received, limit, asked
+            nonlocal received, limit, asked, ended
             message = await receive()
+            ended = not message.get("more_body", False)
             received += len(message.get("body", b""))
             if received > limit and not asked:
                 asked = True
@@ -69,4 +73,21 @@ class BodyLimit:
                 "send less at once" if limit == MAX_BODY_BYTES else "only callers with a valid API token may send more"
             )
             error = InvalidError("request.too_large", f"a body above {limit} bytes", hint=hint)
-            await JSONResponse(error.to_dict(), status_code=413, headers={"Connection": "close"})(scope, receive, send)
+            answer = JSONResponse(error.to_dict(), status_code=413, headers={"Connection": "close"})
+            await _answer_in_steps(answer, None if ended else receive, send)
+
+
+async def _answer_in_steps(answer: JSONResponse, receive: Receive | None, send: Send) -> None:
+    """Send ``answer``, and let what the client still sends go by until it has read it (RFC 9112, section 9.6).
+
+    Closed with bytes of the client unread, TCP would reset the connection, and the answer might be lost.
+    """
+    await send({"type": "http.response.start", "status": answer.status_code, "headers": answer.raw_headers})
+    await send({"type": "http.response.body", "body": answer.body, "more_body": receive is not None})
+    if receive is None:
+        return
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LINGER_S):
+            while (await receive()).get("more_body", False):
+                pass
+    await send({"type": "http.response.body", "body": b"", "more_body": False})

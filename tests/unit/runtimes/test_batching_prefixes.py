@@ -7,6 +7,7 @@ import random
 import pytest
 
 from garrison_agent.runtimes.llama.batching import WORTH_WAITING, Batcher
+from garrison_agent.runtimes.llama.pace import ENOUGH_ROWS
 from tests.unit.runtimes.counting_backend import BYTES_PER_TOKEN, CountingBackend
 from tests.unit.runtimes.text_clients import Client, deliver, run
 
@@ -59,7 +60,7 @@ def test_who_waited_for_a_prompt_that_is_given_up_reads_the_rest() -> None:
     first.generation.cancel()
     run(batcher)
     assert second.text == "lm"
-    assert second.generation.cached_tokens == 32
+    assert second.generation.cached_tokens == ENOUGH_ROWS
     assert model.read == len(SYSTEM) + 1 + 1  # and the "l" that was sampled
 
 

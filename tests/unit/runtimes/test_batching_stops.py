@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from garrison_agent.runtimes.llama.batching import Batcher, Scoring
+from garrison_agent.runtimes.llama.pace import ENOUGH_ROWS
 from tests.unit.runtimes.counting_backend import CountingBackend
 from tests.unit.runtimes.text_clients import Client, Clock, deliver, run
 
@@ -58,7 +59,7 @@ def test_a_prompt_is_left_in_the_middle_of_a_decode_call() -> None:
     deliver(batcher.step())
     assert client.finish == "cancelled"
     assert backend.samplers_open == 0
-    assert backend.read == 16
+    assert backend.read == ENOUGH_ROWS
 
 
 def test_what_was_read_before_an_interruption_is_still_known() -> None:
@@ -71,7 +72,7 @@ def test_what_was_read_before_an_interruption_is_still_known() -> None:
     deliver(batcher.step())
     again = Client("a" * 40, max_tokens=1)
     run(batcher, again)
-    assert again.generation.cached_tokens == 16
+    assert again.generation.cached_tokens == ENOUGH_ROWS
     assert again.text == "b"
 
 
