@@ -56,6 +56,7 @@ class ClientConnection(HttpToolsProtocol):
         """The request that is being answered; uvicorn's ``cycle`` is the one that was read last."""
         self._rest: _BodyOf | None = None
         """Of a request that offered another protocol: the last on its connection."""
+        self._stopping = False
         self._more = False
         """The client has begun a request that is not read to its end, or never will be."""
 
@@ -104,7 +105,7 @@ class ClientConnection(HttpToolsProtocol):
         """
         if self.lingers or self._wire.is_closing():
             return
-        if not self._more or not self._wire.can_write_eof():
+        if not self._more or self._stopping or not self._wire.can_write_eof():
             self._wire.close()
             if not self._wire.can_write_eof():
                 self._end_timer = self.loop.call_later(READER_S, self._wire.abort)
@@ -113,6 +114,13 @@ class ClientConnection(HttpToolsProtocol):
         self._stop_header_timer()
         self._wire.write_eof()
         self._wire.resume_reading()
+
+    def shutdown(self) -> None:
+        """End with the agent, which waits for nobody to close: after the answer that is running, if there is one."""
+        self._stopping = True
+        if self.lingers:
+            self._wire.close()
+        super().shutdown()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End; also what is being answered, where uvicorn tells only what was read last."""

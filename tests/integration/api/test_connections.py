@@ -151,6 +151,15 @@ def test_a_client_that_never_closes_is_left_after_a_while(site: Site, monkeypatc
             keep_sending(client)
 
 
+def test_the_agents_end_waits_for_nobody_to_close(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    with site.raw() as client:
+        client.sendall(TOO_LARGE)
+        assert parse_answer(read_to_end(client))[0] == 413
+        with caplog.at_level("ERROR"):
+            site.api.stop()
+    assert caplog.messages == []  # uvicorn says there what it had to cut short
+
+
 def test_who_is_sending_and_closes_with_the_answer_is_left_at_once(site: Site) -> None:
     with site.raw() as client:
         client.sendall(LAST)
